@@ -1,0 +1,17 @@
+"""Fixed point with unbiased rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedcore.vectors import IntegerVector, RealVector
+
+
+def round_stochastically(x: RealVector, rng: np.random.Generator) -> IntegerVector:
+    """Round each entry to a neighbouring integer so that the mean is `x`.
+
+    Args:
+        x: Shape [dim], absolute values below 2^62.
+        rng: Source of the coin flips; their secrecy protects nobody.
+    """
+    return np.floor(x + rng.random(x.shape)).astype(np.int64)

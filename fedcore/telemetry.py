@@ -1,0 +1,75 @@
+"""What a round measured, as values.
+
+Code that runs a round returns these; whoever runs it decides what to print, store
+or plot. Byte counts are lengths of what was really sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes of one round, summed over its clients.
+
+    Attributes:
+        up_payload: The encoded updates alone.
+        up_total: All that clients sent: updates, keys, shares, metrics, names.
+        down_payload: The model alone.
+        down_total: All that clients received.
+        uploads: How many clients sent an update.
+        downloads: How many clients were sent the model.
+    """
+
+    up_payload: int = 0
+    up_total: int = 0
+    down_payload: int = 0
+    down_total: int = 0
+    uploads: int = 0
+    downloads: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        """Return the traffic of both."""
+        return Traffic(
+            self.up_payload + other.up_payload,
+            self.up_total + other.up_total,
+            self.down_payload + other.down_payload,
+            self.down_total + other.down_total,
+            self.uploads + other.uploads,
+            self.downloads + other.downloads,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RoundReport:
+    """How one round of aggregation went.
+
+    Attributes:
+        round_number: 1-based.
+        attempts: How often it was tried.
+        invited: Clients asked in the last attempt.
+        survivors: Clients in the mean; 0 if every attempt was aborted.
+        lost: Clients that fell silent or broke the protocol, by stage, last attempt.
+        aborted: Attempts that were given up, with the reason of each.
+        traffic: Over all attempts.
+        clipped: Updates that the clip changed; None if not known.
+        metrics: The cohort's mean training metrics; empty under differential privacy.
+        neighbours: Degree of the mask graph; 0 in the clear.
+        threshold: Shares that reconstruct a secret; 0 in the clear.
+        epsilon: Spent so far, this round included; infinite without noise.
+    """
+
+    round_number: int
+    attempts: int
+    invited: int
+    survivors: int
+    lost: Mapping[str, int]
+    aborted: tuple[str, ...]
+    traffic: Traffic
+    clipped: int | None
+    metrics: Mapping[str, float]
+    neighbours: int
+    threshold: int
+    epsilon: float
