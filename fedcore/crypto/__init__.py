@@ -1,0 +1,31 @@
+"""Primitives: entropy, key agreement, authenticated encryption, masks, shares, signatures."""
+
+from fedcore.crypto.aead import TAG_BYTES, seal, unseal
+from fedcore.crypto.agreement import KEY_BYTES, KeyPair, agree
+from fedcore.crypto.entropy import Entropy, ReplayedEntropy, SystemEntropy, generator
+from fedcore.crypto.shamir import SECRET_BYTES, SHARE_BYTES, combine, split
+from fedcore.crypto.streams import SEED_BYTES, Mask, add_masks, expand
+from fedcore.crypto.transcript import DIGEST_BYTES, transcript_hash
+
+__all__ = [
+    "DIGEST_BYTES",
+    "KEY_BYTES",
+    "SECRET_BYTES",
+    "SEED_BYTES",
+    "SHARE_BYTES",
+    "TAG_BYTES",
+    "Entropy",
+    "KeyPair",
+    "Mask",
+    "ReplayedEntropy",
+    "SystemEntropy",
+    "add_masks",
+    "agree",
+    "combine",
+    "expand",
+    "generator",
+    "seal",
+    "split",
+    "transcript_hash",
+    "unseal",
+]
