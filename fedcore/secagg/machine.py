@@ -1,0 +1,93 @@
+"""The client's state machine in one table, and the cell that holds a state.
+
+    AwaitingRoster > AwaitingDelivery > AwaitingSurvivors > Finished
+
+`step` is the only function that an adapter needs. Everything outside the table
+is refused before it reaches a state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from fedcore.crypto import Entropy
+from fedcore.errors import PeerProtocolError, StateReusedError
+from fedcore.secagg.client import (
+    AwaitingDelivery,
+    AwaitingRoster,
+    AwaitingSurvivors,
+    ClientState,
+    Finished,
+)
+from fedcore.secagg.messages import Delivery, Reply, Request, Roster, Survivors
+from fedcore.vectors import RingVector
+
+CLIENT_TRANSITIONS: Final[dict[type[ClientState], dict[type[Request], type[ClientState]]]] = {
+    AwaitingRoster: {Roster: AwaitingDelivery},
+    AwaitingDelivery: {Delivery: AwaitingSurvivors},
+    AwaitingSurvivors: {Survivors: Finished},
+    Finished: {},
+}
+
+
+def expected_request(state: ClientState) -> type[Request] | None:
+    """Return the one message that `state` waits for; None if it is final."""
+    return next(iter(CLIENT_TRANSITIONS[type(state)]), None)
+
+
+def step(
+    state: ClientState, request: Request, *, entropy: Entropy, vector: RingVector | None = None
+) -> tuple[ClientState, Reply]:
+    """Advance the client by one message.
+
+    Args:
+        state: Taken from its `OneShot`.
+        request: From the server.
+        entropy: Used by `Roster` only.
+        vector: The input; needed by `Delivery` only.
+
+    Raises:
+        PeerProtocolError: `request` is not allowed in `state`, or breaks the protocol;
+            this client leaves the round.
+        RoundAbortedError: Too few peers are left.
+    """
+    match state, request:
+        case AwaitingRoster(), Roster():
+            return state.on_roster(request, entropy)
+        case AwaitingDelivery(), Delivery() if vector is not None:
+            return state.on_delivery(request, vector)
+        case AwaitingSurvivors(), Survivors():
+            return state.on_survivors(request)
+        case _:
+            allowed = [message.__name__ for message in CLIENT_TRANSITIONS[type(state)]]
+            msg = (
+                f"{type(request).__name__} arrived in state {type(state).__name__}, "
+                f"which allows {allowed or 'nothing'}"
+            )
+            raise PeerProtocolError(msg)
+
+
+@dataclass(slots=True)
+class OneShot:
+    """A protocol state that can be taken only once.
+
+    States are values, so nothing in them stops a caller from stepping the same
+    one twice; two answers to two different survivor lists unmask a client.
+    Adapters therefore keep their state in a OneShot, and persist the successor
+    before the reply leaves the process.
+    """
+
+    _state: ClientState | None = field(repr=False)
+
+    def take(self) -> ClientState:
+        """Return the state, and forget it.
+
+        Raises:
+            StateReusedError: It was taken before.
+        """
+        if self._state is None:
+            msg = "this protocol state was already used; start a new round"
+            raise StateReusedError(msg)
+        state, self._state = self._state, None
+        return state

@@ -1,0 +1,99 @@
+"""The eight messages of a round, as values.
+
+    server to client                client to server
+    Invitation    the plan          Advertisement     two public keys
+    Roster        peers' keys       EncryptedShares   one box per peer
+    Delivery      peers' boxes      MaskedInput       the masked vector
+    Survivors     whose input came  Reveal            one share per peer
+
+Peers are named by their index in the plan. A `Reveal` has one share per peer,
+of one kind or the other: the type cannot express both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from fedcore.secagg.plan import Plan
+from fedcore.vectors import RingVector
+
+ClientId: TypeAlias = int
+"""Index of a client in the plan, 0..clients-1."""
+Share: TypeAlias = bytes
+Box: TypeAlias = bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """Asks one client to join."""
+
+    client: ClientId
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Advertisement:
+    """The public keys of one client for this round, 32 bytes each.
+
+    Attributes:
+        mask_key: Agrees on pairwise masks; its secret is shared among the peers.
+        share_key: Agrees on the encryption of shares; its secret is never shared.
+    """
+
+    mask_key: bytes
+    share_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """The advertisements of the recipient's neighbours."""
+
+    keys: Mapping[ClientId, Advertisement]
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptedShares:
+    """For each neighbour a box that only it can open."""
+
+    boxes: Mapping[ClientId, Box]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The boxes that the recipient's neighbours made for it."""
+
+    boxes: Mapping[ClientId, Box]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedInput:
+    """The input plus all masks: uniform to everybody."""
+
+    vector: RingVector = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Survivors:
+    """Whose masked input arrived; the sum will be over these."""
+
+    clients: frozenset[ClientId]
+
+
+@dataclass(frozen=True, slots=True)
+class Reveal:
+    """What unmasks the sum: one secret per neighbour, never both.
+
+    Attributes:
+        self_mask_shares: For neighbours that survived.
+        mask_key_shares: For neighbours that dropped out after sharing.
+    """
+
+    self_mask_shares: Mapping[ClientId, Share] = field(repr=False)
+    mask_key_shares: Mapping[ClientId, Share] = field(repr=False)
+
+
+Request: TypeAlias = Invitation | Roster | Delivery | Survivors
+Reply: TypeAlias = Advertisement | EncryptedShares | MaskedInput | Reveal
+SecAggMessage: TypeAlias = Request | Reply

@@ -1,0 +1,164 @@
+"""The public parameters of one secure aggregation round.
+
+Every client checks a plan before it joins, and every key of the round is derived
+from its digest: two clients that were told different things share no key, and
+what they upload stays noise.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from fedcore.crypto import DIGEST_BYTES, transcript_hash
+from fedcore.errors import ConfigurationError
+from fedcore.ring import Ring
+from fedcore.secagg.graph import neighbourhoods
+from fedcore.secagg.parameters import Threat, choose_degree
+
+PROTOCOL_VERSION: Final = 1
+MOST_CLIENTS: Final = 65_520
+"""Evaluation points of the secret sharing."""
+_FORMAT: Final = struct.Struct("<HIIIIBQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What all parties of a round agree on.
+
+    Attributes:
+        clients: Number invited; they are called 0..clients-1.
+        neighbours: Degree of the graph: even, or clients - 1.
+        threshold: Shares that reconstruct a secret; more than half of `neighbours`,
+            so that two contradictory requests cannot both be answered.
+        minimum_survivors: A sum over fewer clients is never revealed.
+        ring_bits: Entries are added modulo 2^ring_bits.
+        dim: Length of the vectors.
+        context: 32 bytes that bind the run, round, attempt, codec and model.
+
+    Raises:
+        ConfigurationError: The values contradict each other.
+    """
+
+    clients: int
+    neighbours: int
+    threshold: int
+    minimum_survivors: int
+    ring_bits: int
+    dim: int
+    context: bytes = bytes(DIGEST_BYTES)
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.clients <= MOST_CLIENTS:
+            msg = f"secagg.clients must be in 2..{MOST_CLIENTS}, got {self.clients}"
+            raise ConfigurationError(msg)
+        if self.neighbours != self.clients - 1 and (
+            self.neighbours % 2 or not 2 <= self.neighbours < self.clients
+        ):
+            msg = (
+                f"secagg.neighbours must be even and below {self.clients}, or "
+                f"{self.clients - 1} for the complete graph, got {self.neighbours}"
+            )
+            raise ConfigurationError(msg)
+        if not self.neighbours < 2 * self.threshold <= 2 * self.neighbours:
+            msg = (
+                f"secagg.threshold must be more than half of {self.neighbours} neighbours "
+                f"and at most all of them, got {self.threshold}"
+            )
+            raise ConfigurationError(msg)
+        if not 2 <= self.minimum_survivors <= self.clients:
+            msg = (
+                f"secagg.minimum_survivors must be in 2..{self.clients}, "
+                f"got {self.minimum_survivors}"
+            )
+            raise ConfigurationError(msg)
+        Ring(self.ring_bits)
+        if not 1 <= self.dim < 1 << 40:
+            msg = f"secagg.dim must be positive and below 2^40, got {self.dim}"
+            raise ConfigurationError(msg)
+        if len(self.context) != DIGEST_BYTES:
+            msg = f"secagg.context must be {DIGEST_BYTES} bytes, got {len(self.context)}"
+            raise ConfigurationError(msg)
+
+    @property
+    def ring(self) -> Ring:
+        """Where the entries live."""
+        return Ring(self.ring_bits)
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical encoding."""
+        return self.context + _FORMAT.pack(
+            PROTOCOL_VERSION,
+            self.clients,
+            self.neighbours,
+            self.threshold,
+            self.minimum_survivors,
+            self.ring_bits,
+            self.dim,
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Plan:
+        """Return the plan that `data` encodes.
+
+        Raises:
+            ConfigurationError: Wrong length or version, or values out of range.
+        """
+        if len(data) != DIGEST_BYTES + _FORMAT.size:
+            msg = f"a plan takes {DIGEST_BYTES + _FORMAT.size} bytes, found {len(data)}"
+            raise ConfigurationError(msg)
+        version, clients, neighbours, threshold, minimum, bits, dim = _FORMAT.unpack(
+            data[DIGEST_BYTES:]
+        )
+        if version != PROTOCOL_VERSION:
+            msg = (
+                f"expected protocol version {PROTOCOL_VERSION}, found {version}: "
+                "update the older side"
+            )
+            raise ConfigurationError(msg)
+        return cls(clients, neighbours, threshold, minimum, bits, dim, data[:DIGEST_BYTES])
+
+    def digest(self) -> bytes:
+        """Return the 32 bytes from which every key of the round is derived."""
+        return transcript_hash("fedcore/v1/secagg-plan", self.to_bytes())
+
+    def neighbours_of(self, client: int) -> frozenset[int]:
+        """Return with whom `client` shares its secrets."""
+        return neighbourhoods(self.clients, self.neighbours, self.digest())[client]
+
+
+def make_plan(
+    clients: int,
+    dim: int,
+    ring_bits: int,
+    *,
+    threat: Threat | None = None,
+    minimum_survivors: int | None = None,
+    context: bytes = bytes(DIGEST_BYTES),
+) -> Plan:
+    """Return the plan for a cohort; graph and threshold follow from `threat`.
+
+    Args:
+        clients: Number invited.
+        dim: Length of the vectors.
+        ring_bits: Entries are added modulo 2^ring_bits.
+        threat: What to withstand; the defaults of `Threat` if None.
+        minimum_survivors: Default: as many as `threat.dropout` leaves.
+        context: 32 bytes that bind the rest of the round.
+
+    Raises:
+        ConfigurationError: No parameters withstand `threat` with so many clients.
+
+    Example:
+        >>> plan = make_plan(clients=20, dim=1000, ring_bits=16)
+        >>> plan.neighbours, plan.threshold, plan.minimum_survivors
+        (19, 11, 18)
+    """
+    threat = threat or Threat()
+    degree = choose_degree(clients, threat)
+    if minimum_survivors is None:
+        minimum_survivors = max(2, clients - int(threat.dropout * clients))
+    return Plan(
+        clients, degree.neighbours, degree.threshold, minimum_survivors, ring_bits, dim, context
+    )

@@ -1,0 +1,91 @@
+"""A client's state as bytes, for the time between two messages.
+
+A process may end after each message, so the state must survive outside it. The
+bytes hold secret keys: they belong where only this device reads them, and are
+replaced by the successor before the reply leaves.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fedcore.crypto import DIGEST_BYTES, KEY_BYTES, SEED_BYTES, SHARE_BYTES
+from fedcore.errors import ConfigurationError, LocalProtocolError, PeerProtocolError
+from fedcore.secagg.client import (
+    AwaitingDelivery,
+    AwaitingRoster,
+    AwaitingSurvivors,
+    ClientState,
+    Finished,
+)
+from fedcore.secagg.fields import Reader, write_map, write_u32
+from fedcore.secagg.plan import Plan
+
+_VERSION: Final = 1
+_PLAN_BYTES: Final = len(Plan(2, 1, 1, 2, 1, 1, bytes(DIGEST_BYTES)).to_bytes())
+_TAGS: Final[dict[type[ClientState], int]] = {
+    AwaitingRoster: 1,
+    AwaitingDelivery: 2,
+    AwaitingSurvivors: 3,
+    Finished: 4,
+}
+
+
+def dump_state(state: ClientState) -> bytes:
+    """Return the bytes of `state`; they are secret."""
+    head = bytes((_VERSION, _TAGS[type(state)]))
+    match state:
+        case AwaitingRoster(client, plan, mask_secret, share_secret):
+            return head + _identity(client, plan) + mask_secret + share_secret
+        case AwaitingDelivery(client, plan, mask_secret, seed, pair_keys, mask_keys):
+            body = mask_secret + seed + write_map(pair_keys) + write_map(mask_keys)
+            return head + _identity(client, plan) + body
+        case AwaitingSurvivors(client, plan, seed_shares, key_shares):
+            return head + _identity(client, plan) + write_map(seed_shares) + write_map(key_shares)
+        case Finished():
+            return head
+
+
+def load_state(data: bytes) -> ClientState:
+    """Return the state that `data` holds.
+
+    Raises:
+        LocalProtocolError: `data` is damaged or from another version of fedcore.
+    """
+    try:
+        return _parse(Reader(data))
+    except (PeerProtocolError, ConfigurationError) as error:
+        msg = "the stored protocol state is damaged or of another version; join a new round"
+        raise LocalProtocolError(msg) from error
+
+
+def _parse(reader: Reader) -> ClientState:
+    version, tag = reader.take(2)
+    if version != _VERSION or tag not in _TAGS.values():
+        msg = f"expected state version {_VERSION}, found {version}"
+        raise PeerProtocolError(msg)
+    state: ClientState = Finished() if tag == _TAGS[Finished] else _parse_active(reader, tag)
+    reader.end("a stored state")
+    return state
+
+
+def _parse_active(reader: Reader, tag: int) -> ClientState:
+    client, plan = reader.u32(), Plan.from_bytes(reader.take(_PLAN_BYTES))
+    if tag == _TAGS[AwaitingRoster]:
+        return AwaitingRoster(client, plan, reader.take(KEY_BYTES), reader.take(KEY_BYTES))
+    if tag == _TAGS[AwaitingDelivery]:
+        return AwaitingDelivery(
+            client,
+            plan,
+            reader.take(KEY_BYTES),
+            reader.take(SEED_BYTES),
+            reader.bytes_map(KEY_BYTES),
+            reader.bytes_map(KEY_BYTES),
+        )
+    return AwaitingSurvivors(
+        client, plan, reader.bytes_map(SHARE_BYTES), reader.bytes_map(SHARE_BYTES)
+    )
+
+
+def _identity(client: int, plan: Plan) -> bytes:
+    return write_u32(client) + plan.to_bytes()
