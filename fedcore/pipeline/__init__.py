@@ -1,0 +1,39 @@
+"""One round: what a device uploads, and what the coordinator makes of the sum."""
+
+from fedcore.pipeline.bound import BoundRound, bind_round
+from fedcore.pipeline.collect import MeanUpdate, decode_sum
+from fedcore.pipeline.envelope import RECORD, VECTOR, VECTOR_TYPE, Envelope, typed
+from fedcore.pipeline.model import model_digest
+from fedcore.pipeline.plan import (
+    Bonawitz,
+    ByExamples,
+    Modular,
+    NoSecAgg,
+    RoundPlan,
+    RunPlan,
+    Uniform,
+)
+from fedcore.pipeline.upload import LocalUpdate, Upload, make_upload
+
+__all__ = [
+    "RECORD",
+    "VECTOR",
+    "VECTOR_TYPE",
+    "Bonawitz",
+    "BoundRound",
+    "ByExamples",
+    "Envelope",
+    "LocalUpdate",
+    "MeanUpdate",
+    "Modular",
+    "NoSecAgg",
+    "RoundPlan",
+    "RunPlan",
+    "Uniform",
+    "Upload",
+    "bind_round",
+    "decode_sum",
+    "make_upload",
+    "model_digest",
+    "typed",
+]

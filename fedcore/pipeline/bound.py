@@ -1,0 +1,192 @@
+"""A round plan put together: every stage knows its domain, or the round never starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from math import sqrt
+
+from fedcore.codec import (
+    Bound,
+    Discretize,
+    Domain,
+    Embed,
+    Hadamard,
+    Integers,
+    Quantize,
+    RandomK,
+    Reals,
+    Tally,
+    chain,
+    narrowest_ring,
+)
+from fedcore.errors import ConfigurationError
+from fedcore.pipeline.plan import Bonawitz, Modular, RoundPlan
+from fedcore.privacy import Calibration, NoPrivacy, Release, calibrate, colluding
+from fedcore.ring import Ring
+from fedcore.secagg import Plan, Threat, make_plan
+
+FIXED_SLOTS = 2
+"""The tally's own numbers: the weight, and how many updates were clipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundRound:
+    """Everything that both sides of a round derive from its plan.
+
+    Attributes:
+        plan: What it was derived from.
+        kept: The real-valued stages (sparsify, clip): what of an update is sent.
+        codec: All stages, from the flat update to ring elements.
+        tally: Carries weights and metrics behind the update.
+        secagg: Parameters of the masks; None in the clear.
+        minimum_survivors: Fewer abort the round.
+        calibration: Of scale and noise; None for uniform quantisation.
+    """
+
+    plan: RoundPlan
+    kept: Bound = field(repr=False)
+    codec: Bound = field(repr=False)
+    tally: Tally
+    secagg: Plan | None
+    minimum_survivors: int
+    calibration: Calibration | None
+
+    @property
+    def ring(self) -> Ring:
+        """Where the sum is taken."""
+        return self.tally.ring
+
+    @property
+    def update_dim(self) -> int:
+        """Ring elements of the encoded update."""
+        return self.codec.target.dim
+
+    @property
+    def dim(self) -> int:
+        """Ring elements of an upload: the update, then the tally."""
+        return self.update_dim + self.tally.dim
+
+    def release(self, survivors: int) -> Release:
+        """Return what the ledger records when a sum over `survivors` is revealed."""
+        if self.calibration is not None:
+            return Release.of_sum(
+                self.plan.round_number,
+                self.plan.run.privacy,
+                self.calibration,
+                survivors=survivors,
+                sampling="unknown",
+            )
+        return Release(
+            round_number=self.plan.round_number,
+            unit="device",
+            mechanism="none",
+            noise_multiplier=0.0,
+            dim=self.update_dim,
+            clients=self.plan.clients,
+            survivors=survivors,
+        )
+
+
+@lru_cache(maxsize=8)
+def bind_round(plan: RoundPlan) -> BoundRound:
+    """Put the stages of `plan` together.
+
+    Raises:
+        ConfigurationError: They do not fit each other, the cohort or the ring.
+    """
+    run = plan.run
+    minimum = run.minimum_survivors(plan.clients)
+    sparsify = run.sparsify
+    if isinstance(sparsify, RandomK):
+        sparsify = replace(sparsify, seed=plan.stage_seed("support"))
+    rotate = run.rotate
+    if isinstance(rotate, Hadamard):
+        rotate = replace(rotate, seed=plan.stage_seed("rotation"))
+    kept = chain(Reals(plan.dim), sparsify, run.clip)
+    flat = kept.then(rotate.bind(kept.target))
+    calibration = _calibrate(plan, flat.target, minimum)
+    integers = _quantize(plan, flat, calibration)
+    ring = _ring(plan, integers.target)
+    embed = Embed(ring.bits, plan.clients, _tails(plan))
+    codec = integers.then(embed.bind(integers.target))
+    tally = Tally(0 if run.private else FIXED_SLOTS + run.metric_slots, plan.clients, ring)
+    bound = BoundRound(plan, kept, codec, tally, None, minimum, calibration)
+    return replace(bound, secagg=_secagg(plan, bound.dim, ring, minimum))
+
+
+def _calibrate(plan: RoundPlan, flat: Domain, minimum: int) -> Calibration | None:
+    run = plan.run
+    if not isinstance(run.quantize, Modular) or not isinstance(flat, Reals):
+        return None
+    privacy = run.privacy
+    return calibrate(
+        clip=run.clip.norm,
+        dim=flat.dim,
+        peak=flat.peak,
+        clients=plan.clients,
+        minimum_survivors=minimum,
+        noise_multiplier=0.0 if isinstance(privacy, NoPrivacy) else privacy.noise_multiplier,
+        ring_bits=run.quantize.bits,
+        tails=run.quantize.tails,
+        colluders=colluding(privacy, plan.clients),
+    )
+
+
+def _quantize(plan: RoundPlan, flat: Bound, calibration: Calibration | None) -> Bound:
+    run = plan.run
+    if isinstance(run.quantize, Quantize):
+        return flat.then(run.quantize.bind(flat.target))
+    if calibration is None:
+        msg = f"quantize=modular takes real vectors, got {flat.target}"
+        raise ConfigurationError(msg)
+    noise_variance = plan.clients * calibration.sigma_local**2
+    discretize = Discretize(
+        calibration.scale,
+        calibration.rounded_norm,
+        sqrt(max(0.0, calibration.spread**2 - noise_variance)),
+    )
+    integers = flat.then(discretize.bind(flat.target))
+    if isinstance(run.privacy, NoPrivacy):
+        return integers
+    noise = run.privacy.noise(calibration.sigma_local, plan.clients)
+    return integers.then(noise.bind(integers.target))
+
+
+def _ring(plan: RoundPlan, integers: Domain) -> Ring:
+    if isinstance(plan.run.quantize, Modular):
+        return Ring(plan.run.quantize.bits)
+    if not isinstance(integers, Integers):
+        msg = f"the quantiser must return integers, got {integers}"
+        raise ConfigurationError(msg)
+    return Ring(narrowest_ring(integers, plan.clients))
+
+
+def _tails(plan: RoundPlan) -> float:
+    return plan.run.quantize.tails if isinstance(plan.run.quantize, Modular) else 4.0
+
+
+def _secagg(plan: RoundPlan, dim: int, ring: Ring, minimum: int) -> Plan | None:
+    secagg = plan.run.secagg
+    if not isinstance(secagg, Bonawitz):
+        return None
+    if plan.clients < 2 or minimum < 2:
+        msg = (
+            "a secure sum over fewer than 2 clients reveals its input: invite at least 2 and "
+            f"lower plan.dropout, got {plan.clients} clients with dropout={plan.run.dropout}"
+        )
+        raise ConfigurationError(msg)
+    threat = Threat(
+        corrupt=secagg.corrupt,
+        dropout=plan.run.dropout,
+        security_bits=secagg.security_bits,
+        correctness_bits=secagg.correctness_bits,
+    )
+    return make_plan(
+        plan.clients,
+        dim,
+        ring.bits,
+        threat=threat,
+        minimum_survivors=minimum,
+        context=plan.digest(),
+    )

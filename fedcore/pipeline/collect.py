@@ -1,0 +1,76 @@
+"""The coordinator's half of a round: from the revealed sum to a mean update."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedcore.errors import RoundAbortedError
+from fedcore.pipeline.bound import FIXED_SLOTS, BoundRound
+from fedcore.pipeline.plan import ByExamples
+from fedcore.pipeline.upload import FRACTION_BITS
+from fedcore.vectors import RealVector, RingVector
+
+
+@dataclass(frozen=True, slots=True)
+class MeanUpdate:
+    """What the coordinator learns from one round.
+
+    Attributes:
+        delta: Weighted mean of the survivors' updates, shape [dim].
+        weight: Sum of their weights.
+        metrics: Weighted means, by name; empty under differential privacy.
+        clipped: How many updates were clipped; None under differential privacy.
+        survivors: How many clients are in the mean.
+    """
+
+    delta: RealVector = field(repr=False)
+    weight: float
+    metrics: Mapping[str, float]
+    clipped: int | None
+    survivors: int
+
+
+def decode_sum(
+    bound: BoundRound,
+    total: RingVector,
+    survivors: int,
+    metric_names: Collection[tuple[str, ...]],
+) -> MeanUpdate:
+    """Return the mean that a sum over `survivors` clients stands for.
+
+    Args:
+        bound: The round.
+        total: The sum in the ring, shape [bound.dim].
+        survivors: How many clients are in it.
+        metric_names: What each client said its metrics are; all the same, or the
+            metrics are meaningless and the round is aborted.
+
+    Raises:
+        RoundAbortedError: Clients reported different metrics, or nobody had examples.
+    """
+    names = set(metric_names)
+    if len(names) > 1:
+        raise RoundAbortedError(
+            stage="decoding",
+            needed=1,
+            found=len(names),
+            reason=f"clients reported different metrics: {sorted(names)}",
+        )
+    sums = bound.tally.decode(total[bound.update_dim :])
+    weight = sums[0] if sums else survivors
+    if weight <= 0:
+        raise RoundAbortedError(stage="decoding", needed=1, found=0, reason="no examples at all")
+    weighting = bound.plan.run.weighting
+    unit = weighting.max_examples if isinstance(weighting, ByExamples) else 1
+    delta = bound.codec.decode(total[: bound.update_dim]) * (unit / weight)
+    values = [value / (weight << FRACTION_BITS) for value in sums[FIXED_SLOTS:]]
+    return MeanUpdate(
+        delta=delta.astype(np.float32),
+        weight=float(weight),
+        metrics=dict(zip(next(iter(names), ()), values, strict=False)),
+        clipped=sums[1] if sums else None,
+        survivors=survivors,
+    )

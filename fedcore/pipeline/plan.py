@@ -1,0 +1,282 @@
+"""Every public parameter of a run's rounds.
+
+A `RunPlan` chooses which stage and how much; the order of the stages is code:
+
+    feedback, sparsify, clip, rotate, quantize, noise, embed, mask
+
+Noise comes after the clip that bounds its sensitivity, the ring after the noise, the
+mask last. A `RoundPlan` is a run plan for one round and cohort. Devices receive it as
+canonical JSON, check it against their own minimums, and derive from its digest every
+key of the round: devices that were told different things share no key.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from math import ceil
+from typing import Literal, TypeAlias
+
+from fedcore.codec import Clip, Dense, Hadamard, NoRotation, Quantize, RandomK
+from fedcore.crypto import transcript_hash
+from fedcore.errors import ConfigurationError, PeerProtocolError
+from fedcore.privacy import DistributedGaussian, DistributedSkellam, NoPrivacy
+
+
+@dataclass(frozen=True, slots=True)
+class Modular:
+    """Quantise for a ring of `bits` bits, as finely as the cohort's sum allows.
+
+    Finer than `Quantize` by a wide margin: the ring holds the sum's standard deviation
+    `tails` times to either side instead of every conceivable sum. It needs a rotation.
+
+    Attributes:
+        bits: Of the ring, and so of every coordinate on the wire.
+        tails: 4 leaves a chance below 1e-4 per coordinate that a sum of fully
+            aligned updates wraps, and far less for real ones.
+    """
+
+    bits: int = 16
+    tails: float = 4.0
+    kind: Literal["modular"] = "modular"
+
+    def __post_init__(self) -> None:
+        if not 4 <= self.bits <= 32:
+            msg = f"quantize.bits must be in 4..32, got {self.bits}"
+            raise ConfigurationError(msg)
+        if not 1 <= self.tails <= 64:
+            msg = f"quantize.tails must be in [1, 64], got {self.tails}"
+            raise ConfigurationError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class ByExamples:
+    """Weigh each client by its number of examples, as FedAvg does.
+
+    Attributes:
+        max_examples: Counts above it are cut to it; it also sets the resolution.
+    """
+
+    max_examples: int = 1024
+    kind: Literal["examples"] = "examples"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_examples < 1 << 24:
+            msg = f"weighting.max_examples must be in 1..2^24, got {self.max_examples}"
+            raise ConfigurationError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Weigh all clients alike; the number of examples stays on the device."""
+
+    kind: Literal["uniform"] = "uniform"
+
+
+@dataclass(frozen=True, slots=True)
+class NoSecAgg:
+    """Uploads in the clear: the coordinator sees every client's encoded update."""
+
+    kind: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Bonawitz:
+    """Pairwise masks with drop-out recovery; see `fedcore.secagg`.
+
+    Attributes:
+        corrupt: Fraction of the cohort that may collude with the coordinator.
+        security_bits: Secrecy fails with probability 2^-this.
+        correctness_bits: An honest round fails with probability 2^-this.
+    """
+
+    corrupt: float = 0.1
+    security_bits: int = 40
+    correctness_bits: int = 30
+    kind: Literal["bonawitz"] = "bonawitz"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.corrupt < 0.5:
+            msg = f"secagg.corrupt must be in [0, 0.5), got {self.corrupt}"
+            raise ConfigurationError(msg)
+        for name, bits in (
+            ("security_bits", self.security_bits),
+            ("correctness_bits", self.correctness_bits),
+        ):
+            if not 10 <= bits <= 128:
+                msg = f"secagg.{name} must be in 10..128, got {bits}"
+                raise ConfigurationError(msg)
+
+
+Sparsify: TypeAlias = Dense | RandomK
+Rotate: TypeAlias = NoRotation | Hadamard
+Quantizer: TypeAlias = Quantize | Modular
+Weighting: TypeAlias = ByExamples | Uniform
+SumPrivacy: TypeAlias = NoPrivacy | DistributedGaussian | DistributedSkellam
+SecAgg: TypeAlias = Bonawitz | NoSecAgg
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """How the updates of a run are encoded, protected and added.
+
+    The defaults suit any application: they take as many bits as float32 does, and lose
+    what exceeds a norm of 100 and a float's last digits.
+
+    Attributes:
+        clip: Bound on the l2 norm of what is sent.
+        sparsify: Which coordinates are sent.
+        rotate: Whether coordinates are made alike first.
+        quantize: How reals become integers.
+        privacy: Noise in the sum.
+        secagg: Who sees a single update.
+        weighting: What the mean is weighted by.
+        error_feedback: Devices keep what was not sent and add it to their next update.
+        dropout: Fraction of a cohort that may disappear; a round with fewer survivors
+            is aborted and reveals nothing.
+        metric_slots: Numbers a client may report beside its update; they are summed
+            under the masks too. Not released at all under differential privacy.
+        attempts: How often a round is tried.
+        stage_seconds: How long the coordinator waits at each protocol stage.
+        seed: Public; supports and rotations follow from it.
+    """
+
+    clip: Clip = Clip(100.0)
+    sparsify: Sparsify = Dense()
+    rotate: Rotate = Hadamard()
+    quantize: Quantizer = Modular(32)
+    privacy: SumPrivacy = NoPrivacy()
+    secagg: SecAgg = Bonawitz()
+    weighting: Weighting = ByExamples()
+    error_feedback: bool = False
+    dropout: float = 0.1
+    metric_slots: int = 8
+    attempts: int = 2
+    stage_seconds: float = 600.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            msg = f"plan.dropout must be in [0, 1), got {self.dropout}"
+            raise ConfigurationError(msg)
+        if not 0 <= self.metric_slots <= 64:
+            msg = f"plan.metric_slots must be in 0..64, got {self.metric_slots}"
+            raise ConfigurationError(msg)
+        if not 1 <= self.attempts <= 10:
+            msg = f"plan.attempts must be in 1..10, got {self.attempts}"
+            raise ConfigurationError(msg)
+        if not 0 < self.stage_seconds <= 86_400:
+            msg = f"plan.stage_seconds must be in (0, 86400], got {self.stage_seconds}"
+            raise ConfigurationError(msg)
+        self._check_combination()
+
+    @property
+    def private(self) -> bool:
+        """Whether noise is added to the sum."""
+        return not isinstance(self.privacy, NoPrivacy)
+
+    def minimum_survivors(self, clients: int) -> int:
+        """Return below how many survivors a round with `clients` is aborted."""
+        return max(1, ceil((1 - self.dropout) * clients - 1e-9))
+
+    def _check_combination(self) -> None:
+        if isinstance(self.quantize, Modular) and isinstance(self.rotate, NoRotation):
+            msg = (
+                "quantize=modular relies on coordinates that are alike: "
+                "choose rotate=hadamard or quantize=uniform"
+            )
+            raise ConfigurationError(msg)
+        if self.private and not isinstance(self.quantize, Modular):
+            msg = (
+                "noise in the sum is calibrated for quantize=modular with rotate=hadamard, "
+                f"got quantize={self.quantize.kind}"
+            )
+            raise ConfigurationError(msg)
+        if self.private and not isinstance(self.weighting, Uniform):
+            msg = (
+                "with noise in the sum the number of examples must stay on the device: "
+                f"choose weighting=uniform, got weighting={self.weighting.kind}"
+            )
+            raise ConfigurationError(msg)
+        if self.error_feedback and isinstance(self.sparsify, RandomK) and self.sparsify.unbiased:
+            msg = (
+                "error_feedback sends later what is left out now: "
+                "choose sparsify.unbiased=false, or error_feedback=false"
+            )
+            raise ConfigurationError(msg)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPlan:
+    """A run plan for one round, cohort and model.
+
+    Attributes:
+        run: What all rounds have in common.
+        run_id: Names the run.
+        round_number: 1-based.
+        attempt: 1-based; a round that was aborted is tried again as the next attempt.
+        clients: How many are invited.
+        dim: Length of the flat update.
+        model_digest: SHA-256 of the model that the clients train from, in hex.
+    """
+
+    run: RunPlan
+    run_id: str
+    round_number: int
+    attempt: int
+    clients: int
+    dim: int
+    model_digest: str
+
+    def __post_init__(self) -> None:
+        for name, value, low in (
+            ("round_number", self.round_number, 1),
+            ("attempt", self.attempt, 1),
+            ("clients", self.clients, 1),
+            ("dim", self.dim, 1),
+        ):
+            if not low <= value < 1 << 48:
+                msg = f"{name} must be in {low}..2^48, got {value}"
+                raise ConfigurationError(msg)
+
+    def to_bytes(self) -> bytes:
+        """Return canonical JSON: equal plans give equal bytes."""
+        return json.dumps(
+            asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False
+        ).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> RoundPlan:
+        """Return the plan that `data` encodes.
+
+        Raises:
+            PeerProtocolError: Not the canonical encoding of a valid plan.
+        """
+        return _parse(data)
+
+    def digest(self) -> bytes:
+        """Return the 32 bytes that every key of the round is bound to."""
+        return transcript_hash("fedcore/v1/round-plan", self.to_bytes())
+
+    def stage_seed(self, stage: str) -> int:
+        """Return a public 63-bit seed, fresh for this round and stage."""
+        label = f"{self.run.seed}/{self.round_number}/{stage}".encode()
+        return int.from_bytes(transcript_hash("fedcore/v1/stage-seed", label)[:8], "little") >> 1
+
+
+@lru_cache(maxsize=16)
+def _parse(data: bytes) -> RoundPlan:
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - only where plans are read
+
+    try:
+        plan = TypeAdapter(RoundPlan).validate_json(data, extra="forbid")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        msg = f"the coordinator's plan is refused: {where}: {first['msg']}"
+        raise PeerProtocolError(msg) from None
+    if plan.to_bytes() != data:
+        msg = "the coordinator's plan is refused: it is not in canonical form"
+        raise PeerProtocolError(msg)
+    return plan

@@ -1,0 +1,113 @@
+"""The device's half of a round: from a trained update to ring elements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+
+import numpy as np
+
+from fedcore.crypto import Entropy
+from fedcore.errors import ConfigurationError
+from fedcore.pipeline.bound import BoundRound
+from fedcore.pipeline.plan import ByExamples
+from fedcore.vectors import RealVector, RingVector
+
+FRACTION_BITS = 16
+"""Resolution of a summed metric: weight * value is kept to 2^-16."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalUpdate:
+    """What local training produced.
+
+    Attributes:
+        delta: Trained weights minus received ones, flat, shape [dim].
+        examples: How many examples were trained on.
+        metrics: Numbers to average over the cohort, by name.
+    """
+
+    delta: RealVector = field(repr=False)
+    examples: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One client's contribution to the sum, not yet masked.
+
+    Attributes:
+        vector: Shape [bound.dim].
+        residual: What was not sent, shape [dim]; None without error feedback.
+        metric_names: What the tally's free slots mean; the same on all clients.
+    """
+
+    vector: RingVector = field(repr=False)
+    residual: RealVector | None = field(repr=False)
+    metric_names: tuple[str, ...]
+
+
+def make_upload(
+    bound: BoundRound, update: LocalUpdate, residual: RealVector | None, entropy: Entropy
+) -> Upload:
+    """Weigh, compensate, encode, and append the tally.
+
+    Args:
+        bound: The round.
+        update: Of this client.
+        residual: From the client's last upload, shape [dim]; None for zeros.
+        entropy: Source of rounding and noise, separate for each client and attempt.
+
+    Raises:
+        ConfigurationError: More metrics than the plan has slots, or a delta of another size.
+    """
+    run = bound.plan.run
+    if update.delta.shape != (bound.plan.dim,):
+        msg = f"expected an update of {bound.plan.dim} entries, found {update.delta.shape}"
+        raise ConfigurationError(msg)
+    weight, share = _weigh(bound, update.examples)
+    x = update.delta.astype(np.float64) * share
+    leftover = None
+    if run.error_feedback:
+        x = x if residual is None else x + residual
+        x = np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+        leftover = (x - bound.kept.decode(bound.kept.encode(x, entropy))).astype(np.float32)
+    vector = bound.codec.encode(x, entropy)
+    if not bound.tally.slots:
+        return Upload(vector, leftover, ())
+    clipped = _is_clipped(bound, x, entropy)
+    numbers = [weight, int(clipped), *_metric_numbers(bound, update.metrics, weight)]
+    return Upload(
+        np.concatenate([vector, bound.tally.encode(numbers)]), leftover, tuple(update.metrics)
+    )
+
+
+def _weigh(bound: BoundRound, examples: int) -> tuple[int, float]:
+    """Return the integer weight, and the factor of the update in [0, 1]."""
+    weighting = bound.plan.run.weighting
+    if not isinstance(weighting, ByExamples):
+        return 1, 1.0
+    weight = max(0, min(examples, weighting.max_examples))
+    return weight, weight / weighting.max_examples
+
+
+def _is_clipped(bound: BoundRound, x: RealVector, entropy: Entropy) -> bool:
+    """Tell whether the clip changed what is sent."""
+    sent = bound.kept.encode(x, entropy)
+    return bool(np.linalg.norm(sent) >= bound.plan.run.clip.norm * (1 - 1e-12))
+
+
+def _metric_numbers(bound: BoundRound, metrics: Mapping[str, float], weight: int) -> list[int]:
+    slots = bound.plan.run.metric_slots
+    if len(metrics) > slots:
+        msg = (
+            f"expected at most plan.metric_slots={slots} metrics, found {sorted(metrics)}: "
+            "raise metric_slots or report fewer"
+        )
+        raise ConfigurationError(msg)
+    numbers = [
+        round(weight * value * (1 << FRACTION_BITS)) if isfinite(value) else 0
+        for value in metrics.values()
+    ]
+    return numbers + [0] * (slots - len(numbers))
