@@ -1,0 +1,97 @@
+"""What a device remembers between two messages of a run.
+
+Kept in Flower's Context, which stays on the node: the protocol state, the last round
+that was begun, and with error feedback what the last upload left out. A state is
+removed when it is taken; it comes back only as its successor.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+
+from fedcore.errors import LocalProtocolError, PeerProtocolError
+from fedcore.pipeline import RoundPlan, typed
+from fedcore.vectors import RealVector
+
+_STATE = "fedcore.protocol"
+_ROUND = "fedcore.round"
+_RESIDUAL = "fedcore.residual"
+
+
+class ProtocolMemory:
+    """A node's records in its Context."""
+
+    def __init__(self, context: Context) -> None:
+        self._records = context.state
+
+    def begin(self, plan: RoundPlan) -> None:
+        """Note that `plan` is being answered, and drop whatever was left of older rounds.
+
+        Raises:
+            PeerProtocolError: This attempt, or a later one, was begun before.
+        """
+        attempt = (plan.round_number, plan.attempt)
+        if _ROUND in self._records.config_records:
+            last = self._records.config_records[_ROUND]
+            begun = (typed(last, "round", int), typed(last, "attempt", int))
+            if typed(last, "run", str) == plan.run_id and attempt <= begun:
+                msg = (
+                    f"round {attempt[0]}, attempt {attempt[1]} must be later than what this device "
+                    f"answered last, round {begun[0]}, attempt {begun[1]}"
+                )
+                raise PeerProtocolError(msg)
+        self._records.pop(_STATE, None)
+        self._records[_ROUND] = ConfigRecord(
+            {"run": plan.run_id, "round": attempt[0], "attempt": attempt[1]}
+        )
+
+    def put(self, plan: RoundPlan, state: bytes) -> None:
+        """Keep the protocol state until the next message."""
+        self._records[_STATE] = ConfigRecord({"plan": plan.to_bytes(), "state": state})
+
+    def take(self) -> tuple[RoundPlan, bytes]:
+        """Return the protocol state and forget it.
+
+        Raises:
+            PeerProtocolError: There is none: the device has not joined, or it left.
+        """
+        if _STATE not in self._records.config_records:
+            msg = "a protocol message arrived, but this device is in no round: invite it first"
+            raise PeerProtocolError(msg)
+        stored = self._records.config_records[_STATE]
+        del self._records[_STATE]
+        return RoundPlan.from_bytes(typed(stored, "plan", bytes)), typed(stored, "state", bytes)
+
+    def residual(self, plan: RoundPlan) -> RealVector | None:
+        """Return what earlier rounds left out, shape [dim]; None for nothing.
+
+        A second attempt starts from what the first one started from: the first was
+        aborted, so nothing of it was counted.
+        """
+        if not plan.run.error_feedback or _RESIDUAL not in self._records.array_records:
+            return None
+        kept = self._records.array_records[_RESIDUAL]
+        made_in = int(kept["round"].numpy()[0])
+        name = "before" if made_in == plan.round_number else "after"
+        if name not in kept:
+            return None
+        residual = kept[name].numpy()
+        if residual.shape != (plan.dim,):
+            msg = f"the stored residual has shape {residual.shape}, the model needs ({plan.dim},)"
+            raise LocalProtocolError(msg)
+        return residual
+
+    def keep_residual(self, plan: RoundPlan, after: RealVector | None) -> None:
+        """Keep what this round's upload leaves out, and what it started from."""
+        if after is None:
+            return
+        before = self.residual(plan)
+        arrays = {"round": Array(_count(plan.round_number)), "after": Array(after)}
+        if before is not None:
+            arrays["before"] = Array(before)
+        self._records[_RESIDUAL] = ArrayRecord(arrays)
+
+
+def _count(value: int) -> RealVector:
+    return np.array([value], np.float64)

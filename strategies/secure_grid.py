@@ -1,0 +1,308 @@
+"""A Flower grid on which training messages are answered by one secure sum.
+
+`SecureGrid` wraps any grid. A strategy that sends training messages through it gets ONE
+reply with the weighted mean of the survivors' models and metrics, computed by secure
+aggregation; it cannot tell it from a federation of one very large client. Everything
+else (evaluation, queries) passes through unchanged.
+
+    FedAvg(...).start(grid=SecureGrid(grid, plan), initial_arrays=arrays, num_rounds=10)
+
+The clients' half is `clients.secagg_mod`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from logging import getLogger
+from math import inf
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedcore.engine import Clock, SystemClock
+from fedcore.errors import ConfigurationError, RoundAbortedError
+from fedcore.pipeline import BoundRound, MeanUpdate, RoundPlan, RunPlan, bind_round, model_digest
+from fedcore.privacy import NoPrivacy, PrivacyLedger
+from fedcore.telemetry import RoundReport, Traffic
+from fedcore.vectors import Layout
+from strategies.linear import calling_strategy, refuse_nonlinear
+from strategies.secure_round import Invited, SecureRound
+
+log = getLogger(__name__)
+NO_DELTA = 1e-5
+"""Shown beside an infinite epsilon, where it means nothing."""
+
+
+class SecureGrid(Grid):
+    """Answers training messages with the secure mean; passes everything else on.
+
+    Args:
+        grid: Carries the messages: in-process, Ray's or a SuperLink's.
+        plan: How updates are encoded, protected and added; the defaults of `RunPlan`
+            suit any model.
+        ledger: What was released before; a new one if None.
+        on_round: Called with a report after every round, aborted ones included.
+        labels: Names of the nodes that stay the same from run to run; node ids if None.
+        weight_key: The strategy's `weighted_by_key`.
+        clock: For the deadlines of the protocol's stages.
+
+    Attributes:
+        plan: As given.
+        ledger: Every sum that was revealed, and what it cost.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        plan: RunPlan | None = None,
+        *,
+        ledger: PrivacyLedger | None = None,
+        on_round: Callable[[RoundReport], None] | None = None,
+        labels: Mapping[int, str] | None = None,
+        weight_key: str = "num-examples",
+        clock: Clock | None = None,
+    ) -> None:
+        self._grid = grid
+        self.plan = plan or RunPlan()
+        self.ledger = ledger if ledger is not None else empty_ledger(self.plan)
+        self._on_round = on_round
+        self._labels = labels or {}
+        self._weight_key = weight_key
+        self._clock = clock or SystemClock()
+        self._round = len(self.ledger.releases)
+
+    def set_run(self, run: Any) -> None:
+        """Pass the run on."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """The run of the wrapped grid."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a message of the wrapped grid."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes of the wrapped grid."""
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Pass messages on, except for training.
+
+        Raises:
+            ConfigurationError: A training message: its reply would be a single update.
+        """
+        batch = list(messages)
+        if any(_is_training(message) for message in batch):
+            msg = (
+                "training messages must go through SecureGrid.send_and_receive, which returns "
+                "their secure mean; a pulled reply would be a single client's update"
+            )
+            raise ConfigurationError(msg)
+        return self._grid.push_messages(batch)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the wrapped grid's replies."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Run one secure round for training messages; pass others on.
+
+        Returns:
+            One reply with the weighted mean, or none if every attempt was aborted: a
+            Flower strategy then keeps its model.
+
+        Raises:
+            ConfigurationError: The strategy needs single updates, the messages differ, or
+                the plan does not fit the cohort or the model; nothing was sent.
+            BudgetExhaustedError: The round would exceed the privacy budget; nothing was sent.
+        """
+        batch = list(messages)
+        if not any(_is_training(message) for message in batch):
+            return self._grid.send_and_receive(batch, timeout=timeout)
+        strategy = calling_strategy()
+        if strategy is not None:
+            refuse_nonlinear(strategy)
+        content = _common_content(batch)
+        name, record = next(iter(content.array_records.items()))
+        arrays = {key: array.numpy() for key, array in record.items()}
+        mean = self._run_round(batch, content, arrays, timeout)
+        return [] if mean is None else [self._reply(batch[0], name, arrays, mean)]
+
+    def _run_round(
+        self,
+        batch: list[Message],
+        content: RecordDict,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        timeout: float | None,
+    ) -> MeanUpdate | None:
+        """Try the round as often as the plan allows; report once."""
+        clients = self._invite(batch)
+        plan = self.plan
+        if timeout is not None:
+            plan = replace(plan, stage_seconds=min(plan.stage_seconds, timeout))
+        self._round += 1
+        first = RoundPlan(
+            run=plan,
+            run_id=str(batch[0].metadata.run_id),
+            round_number=self._round,
+            attempt=1,
+            clients=len(clients),
+            dim=Layout.of(arrays).dim,
+            model_digest=model_digest(arrays),
+        )
+        # Refuses a plan that does not fit, and a round that is too expensive, before any work.
+        self.ledger.record(bind_round(first).release(len(clients)))
+        traffic, aborted = Traffic(), []
+        for attempt in range(1, plan.attempts + 1):
+            bound = bind_round(replace(first, attempt=attempt))
+            current = SecureRound(
+                self._grid,
+                self._clock,
+                bound,
+                clients,
+                content,
+                batch[0].metadata.message_type,
+                self._weight_key,
+            )
+            mean: MeanUpdate | None = None
+            try:
+                mean = current.run()
+            except RoundAbortedError as error:
+                aborted.append(str(error))
+                log.warning("round %d, attempt %d: %s", self._round, attempt, error)
+            traffic += current.traffic
+            if mean is not None:
+                self.ledger = self.ledger.record(bound.release(mean.survivors))
+                break
+        self._report(
+            bound,
+            mean,
+            lost=current.lost,
+            aborted=tuple(aborted),
+            traffic=traffic,
+            attempts=attempt,
+        )
+        return mean
+
+    def _invite(self, batch: list[Message]) -> tuple[Invited, ...]:
+        """Return the addressed nodes in the order of their labels."""
+        invited = {
+            message.metadata.dst_node_id: Invited(
+                message.metadata.dst_node_id,
+                self._labels.get(message.metadata.dst_node_id, str(message.metadata.dst_node_id)),
+            )
+            for message in batch
+        }
+        return tuple(sorted(invited.values(), key=lambda client: (len(client.label), client.label)))
+
+    def _report(
+        self,
+        bound: BoundRound,
+        mean: MeanUpdate | None,
+        *,
+        lost: Mapping[str, int],
+        aborted: tuple[str, ...],
+        traffic: Traffic,
+        attempts: int,
+    ) -> None:
+        if self._on_round is None:
+            return
+        self._on_round(
+            RoundReport(
+                round_number=bound.plan.round_number,
+                attempts=attempts,
+                invited=bound.plan.clients,
+                survivors=0 if mean is None else mean.survivors,
+                lost=lost,
+                aborted=aborted,
+                traffic=traffic,
+                clipped=None if mean is None else mean.clipped,
+                metrics={} if mean is None else mean.metrics,
+                neighbours=0 if bound.secagg is None else bound.secagg.neighbours,
+                threshold=0 if bound.secagg is None else bound.secagg.threshold,
+                epsilon=self.ledger.epsilon if self.plan.private else inf,
+            )
+        )
+
+    def _reply(
+        self,
+        request: Message,
+        name: str,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        mean: MeanUpdate,
+    ) -> Message:
+        """Return the mean as the reply that one large client would have sent."""
+        layout = Layout.of(arrays)
+        trained = layout.unflatten(layout.flatten(arrays) + mean.delta)
+        content = RecordDict(
+            {
+                name: ArrayRecord(
+                    {key: Array(np.asarray(value)) for key, value in trained.items()}
+                ),
+                "metrics": MetricRecord({**_nested(mean.metrics), self._weight_key: mean.weight}),
+            }
+        )
+        return Message(content, reply_to=request)
+
+
+def empty_ledger(plan: RunPlan) -> PrivacyLedger:
+    """Return the ledger of a run that has released nothing yet."""
+    if isinstance(plan.privacy, NoPrivacy):
+        return PrivacyLedger(delta=NO_DELTA)
+    return PrivacyLedger(delta=plan.privacy.delta, epsilon_budget=plan.privacy.epsilon_budget)
+
+
+def _is_training(message: Message) -> bool:
+    return message.metadata.message_type.split(".")[0] == MessageType.TRAIN
+
+
+def _common_content(batch: list[Message]) -> RecordDict:
+    """Return what all clients are sent.
+
+    Raises:
+        ConfigurationError: They are sent different things, or no single set of arrays.
+    """
+    first = batch[0].content
+    if any(
+        message.content is not first and message.content != first for message in batch[1:]
+    ) or not all(_is_training(message) for message in batch):
+        msg = (
+            "a secure round sends the same model and configuration to every client, found "
+            "messages that differ: what depends on the client would show in the sum"
+        )
+        raise ConfigurationError(msg)
+    if len(first.array_records) != 1:
+        found = len(first.array_records)
+        msg = f"a training message must hold exactly one ArrayRecord, found {found}"
+        raise ConfigurationError(msg)
+    return first
+
+
+def _nested(metrics: Mapping[str, float]) -> dict[str, float | list[float]]:
+    """Return metrics with ``name[0], name[1], ...`` gathered into lists again."""
+    result: dict[str, float | list[float]] = {}
+    for key, value in metrics.items():
+        name, bracket, _ = key.partition("[")
+        if not bracket:
+            result[name] = value
+            continue
+        gathered = result.setdefault(name, [])
+        if isinstance(gathered, list):
+            gathered.append(value)
+    return result

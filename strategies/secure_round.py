@@ -1,0 +1,251 @@
+"""One attempt at one round: the protocol's server states driven over a Flower grid.
+
+This adapter owns what `fedcore.secagg` refuses to own: messages, deadlines, bytes on
+the wire. A reply that is an error, malformed, late or not allowed counts as silence;
+its device is out of the round, and the round goes on while enough are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedcore.engine import Clock
+from fedcore.errors import LocalProtocolError, PeerProtocolError, RoundAbortedError
+from fedcore.pipeline import (
+    RECORD,
+    VECTOR,
+    VECTOR_TYPE,
+    BoundRound,
+    Envelope,
+    MeanUpdate,
+    decode_sum,
+    typed,
+)
+from fedcore.pipeline.envelope import Stage
+from fedcore.ring import packed_size, unpack
+from fedcore.secagg import decode, encode, invite
+from fedcore.secagg.messages import (
+    Advertisement,
+    EncryptedShares,
+    MaskedInput,
+    Request,
+    Reveal,
+)
+from fedcore.secagg.server import (
+    AwaitingAdvertisements,
+    AwaitingInputs,
+    AwaitingReveals,
+    AwaitingShares,
+)
+from fedcore.telemetry import Traffic
+from fedcore.vectors import RingVector
+from strategies.exchange import content_bytes, exchange
+
+R = TypeVar("R", Advertisement, EncryptedShares, MaskedInput, Reveal)
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class Invited:
+    """One client of the round.
+
+    Attributes:
+        node_id: Flower's id of its node.
+        label: Its name in the fleet.
+    """
+
+    node_id: int
+    label: str
+
+
+@dataclass(slots=True)
+class SecureRound:
+    """One attempt; counts what it sends and receives as it goes.
+
+    Attributes:
+        grid: Carries the messages.
+        clock: For the deadlines.
+        bound: The round.
+        clients: By index in the plan.
+        content: What the strategy sends to every client: model and configuration.
+        message_type: Flower's type of the strategy's messages.
+        weight_key: Name of the metric that weighs the mean.
+        traffic: Bytes so far.
+        lost: How many clients each stage lost.
+    """
+
+    grid: Grid
+    clock: Clock
+    bound: BoundRound
+    clients: tuple[Invited, ...]
+    content: RecordDict
+    message_type: str
+    weight_key: str
+    traffic: Traffic = field(default_factory=Traffic)
+    lost: dict[str, int] = field(default_factory=dict)
+    _metric_names: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def run(self) -> MeanUpdate:
+        """Return the mean over the survivors.
+
+        Raises:
+            RoundAbortedError: Too few clients are left.
+        """
+        total, survivors = (
+            self._add_in_the_clear() if self.bound.secagg is None else self._add_under_masks()
+        )
+        names = [self._metric_names[client] for client in sorted(survivors)]
+        return decode_sum(self.bound, total, len(survivors), names)
+
+    def _add_under_masks(self) -> tuple[RingVector, frozenset[int]]:
+        if self.bound.secagg is None:
+            msg = "the plan has no parameters for masks"
+            raise LocalProtocolError(msg)
+        joining, invitations = invite(self.bound.secagg)
+        joining = self._stage(
+            "advertise",
+            invitations,
+            Advertisement,
+            joining,
+            AwaitingAdvertisements.on_advertisement,
+        )
+        sharing, rosters = joining.close()
+        sharing = self._stage("share", rosters, EncryptedShares, sharing, AwaitingShares.on_shares)
+        adding, deliveries = sharing.close()
+        adding = self._stage("upload", deliveries, MaskedInput, adding, AwaitingInputs.on_input)
+        unmasking, requests = adding.close()
+        unmasking = self._stage("reveal", requests, Reveal, unmasking, AwaitingReveals.on_reveal)
+        outcome = unmasking.close()
+        return outcome.total, outcome.survivors
+
+    def _add_in_the_clear(self) -> tuple[RingVector, frozenset[int]]:
+        ring = self.bound.ring
+        total, survivors = ring.zeros(self.bound.dim), set[int]()
+        requests = dict.fromkeys(range(len(self.clients)), b"")
+        for client, reply in self._exchange("upload", requests):
+            try:
+                total = total + unpack(self._vector(client, reply), self.bound.dim, ring)
+            except PeerProtocolError:
+                continue
+            survivors.add(client)
+        self._count_lost("upload", len(requests) - len(survivors))
+        needed = self.bound.minimum_survivors
+        if len(survivors) < needed:
+            raise RoundAbortedError(stage="uploading", needed=needed, found=len(survivors))
+        return ring.reduce(total), frozenset(survivors)
+
+    def _stage(
+        self,
+        stage: Stage,
+        requests: Mapping[int, Request],
+        kind: type[R],
+        state: S,
+        receive: Callable[[S, int, R], S],
+    ) -> S:
+        """Send one stage's requests and let the server's state take the replies."""
+        plan = self.bound.secagg
+        if plan is None:
+            msg = "the plan has no parameters for masks"
+            raise LocalProtocolError(msg)
+        encoded = {client: encode(request, plan) for client, request in requests.items()}
+        answered = 0
+        for client, reply in self._exchange(stage, encoded):
+            try:
+                data = (
+                    self._vector(client, reply)
+                    if kind is MaskedInput
+                    else typed(_record(reply), "message", bytes)
+                )
+                state = receive(state, client, decode(data, kind, plan))
+            except PeerProtocolError:
+                continue
+            answered += 1
+        self._count_lost(stage, len(requests) - answered)
+        return state
+
+    def _exchange(
+        self, stage: Stage, requests: Mapping[int, bytes]
+    ) -> Iterator[tuple[int, Message]]:
+        """Yield the replies of one stage that are not errors, and count all bytes."""
+        messages = {client: self._message(stage, client, data) for client, data in requests.items()}
+        for message in messages.values():
+            self._count_sent(stage, message)
+        seconds = self.bound.plan.run.stage_seconds
+        for client, reply in exchange(self.grid, messages, seconds=seconds, clock=self.clock):
+            if reply.has_content():
+                self._count_received(stage, reply)
+                yield client, reply
+
+    def _message(self, stage: Stage, client: int, data: bytes) -> Message:
+        envelope = Envelope(
+            stage=stage,
+            round_number=self.bound.plan.round_number,
+            label=self.clients[client].label,
+            plan=self.bound.plan.to_bytes() if stage == "advertise" or not data else b"",
+            message=data,
+            weight_key=self.weight_key,
+        )
+        content = RecordDict({RECORD: ConfigRecord(dict(envelope.to_fields()))})
+        if stage == "upload":
+            for name, record in self.content.items():
+                content[name] = record
+        return Message(
+            content,
+            self.clients[client].node_id,
+            self.message_type,
+            group_id=str(self.bound.plan.round_number),
+            ttl=self.bound.plan.run.stage_seconds,
+        )
+
+    def _vector(self, client: int, reply: Message) -> bytes:
+        """Return the bytes of an upload, and note what its metrics are called."""
+        fields = _record(reply)
+        names = fields.get("metrics", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            msg = f"client {client} must name its metrics in a list of strings"
+            raise PeerProtocolError(msg)
+        arrays = reply.content.array_records.get(f"{RECORD}.{VECTOR}")
+        array = None if arrays is None else arrays.get(VECTOR)
+        if array is None or array.stype != VECTOR_TYPE:
+            msg = f"client {client} must send its vector as an array of type {VECTOR_TYPE!r}"
+            raise PeerProtocolError(msg)
+        self._metric_names[client] = tuple(str(name) for name in names)
+        return array.data
+
+    def _count_sent(self, stage: Stage, message: Message) -> None:
+        model = sum(
+            len(array.data)
+            for record in message.content.array_records.values()
+            for array in record.values()
+        )
+        self.traffic += Traffic(
+            down_payload=model,
+            down_total=content_bytes(message.content),
+            downloads=int(stage == "upload"),
+        )
+
+    def _count_received(self, stage: Stage, reply: Message) -> None:
+        uploaded = stage == "upload"
+        payload = packed_size(self.bound.update_dim, self.bound.ring.bits)
+        self.traffic += Traffic(
+            up_payload=payload if uploaded else 0,
+            up_total=content_bytes(reply.content),
+            uploads=int(uploaded),
+        )
+
+    def _count_lost(self, stage: Stage, count: int) -> None:
+        if count:
+            self.lost[stage] = count
+
+
+def _record(reply: Message) -> ConfigRecord:
+    record = reply.content.config_records.get(RECORD)
+    if record is None:
+        msg = f"a reply must hold the record {RECORD!r}: is secagg_mod in the ClientApp's mods?"
+        raise PeerProtocolError(msg)
+    return record
