@@ -50,11 +50,18 @@ def exchange(
             clock.sleep(POLL_SECONDS)
 
 
+def array_bytes(content: RecordDict) -> int:
+    """Return how many bytes the values of all arrays take."""
+    return sum(
+        len(array.data) for arrays in content.array_records.values() for array in arrays.values()
+    )
+
+
 def content_bytes(content: RecordDict) -> int:
     """Return how many bytes of payload the records hold, keys included."""
-    total = 0
+    total = array_bytes(content)
     for arrays in content.array_records.values():
-        total += sum(len(name) + len(array.data) for name, array in arrays.items())
+        total += sum(len(name) for name in arrays)
     for metrics in content.metric_records.values():
         total += sum(len(name) + 8 for name in metrics)
     for config in content.config_records.values():

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedcore.engine import Clock, SystemClock
+from fedcore.engine import Clock, SystemClock, WrappedGrid
 from fedcore.errors import ConfigurationError, RoundAbortedError
 from fedcore.pipeline import BoundRound, MeanUpdate, RoundPlan, RunPlan, bind_round, model_digest
 from fedcore.privacy import NoPrivacy, PrivacyLedger
@@ -37,7 +37,7 @@ NO_DELTA = 1e-5
 """Shown beside an infinite epsilon, where it means nothing."""
 
 
-class SecureGrid(Grid):
+class SecureGrid(WrappedGrid):
     """Answers training messages with the secure mean; passes everything else on.
 
     Args:
@@ -66,7 +66,7 @@ class SecureGrid(Grid):
         weight_key: str = "num-examples",
         clock: Clock | None = None,
     ) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self.plan = plan or RunPlan()
         self.ledger = ledger if ledger is not None else empty_ledger(self.plan)
         self._on_round = on_round
@@ -74,30 +74,6 @@ class SecureGrid(Grid):
         self._weight_key = weight_key
         self._clock = clock or SystemClock()
         self._round = len(self.ledger.releases)
-
-    def set_run(self, run: Any) -> None:
-        """Pass the run on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """The run of the wrapped grid."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Return a message of the wrapped grid."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes of the wrapped grid."""
-        return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Pass messages on, except for training.
@@ -113,10 +89,6 @@ class SecureGrid(Grid):
             )
             raise ConfigurationError(msg)
         return self._grid.push_messages(batch)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the wrapped grid's replies."""
-        return self._grid.pull_messages(message_ids)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

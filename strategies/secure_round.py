@@ -44,7 +44,7 @@ from fedcore.secagg.server import (
 )
 from fedcore.telemetry import Traffic
 from fedcore.vectors import RingVector
-from strategies.exchange import content_bytes, exchange
+from strategies.exchange import array_bytes, content_bytes, exchange
 
 R = TypeVar("R", Advertisement, EncryptedShares, MaskedInput, Reveal)
 S = TypeVar("S")
@@ -218,13 +218,8 @@ class SecureRound:
         return array.data
 
     def _count_sent(self, stage: Stage, message: Message) -> None:
-        model = sum(
-            len(array.data)
-            for record in message.content.array_records.values()
-            for array in record.values()
-        )
         self.traffic += Traffic(
-            down_payload=model,
+            down_payload=array_bytes(message.content),
             down_total=content_bytes(message.content),
             downloads=int(stage == "upload"),
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from math import sqrt
 
 from fedcore.codec import (
     Bound,
@@ -140,12 +139,7 @@ def _quantize(plan: RoundPlan, flat: Bound, calibration: Calibration | None) -> 
     if calibration is None:
         msg = f"quantize=modular takes real vectors, got {flat.target}"
         raise ConfigurationError(msg)
-    noise_variance = plan.clients * calibration.sigma_local**2
-    discretize = Discretize(
-        calibration.scale,
-        calibration.rounded_norm,
-        sqrt(max(0.0, calibration.spread**2 - noise_variance)),
-    )
+    discretize = Discretize(calibration.scale, calibration.rounded_norm, calibration.signal_spread)
     integers = flat.then(discretize.bind(flat.target))
     if isinstance(run.privacy, NoPrivacy):
         return integers

@@ -1,0 +1,185 @@
+"""The ClientApp: the same in a simulation and on a device.
+
+It answers three messages: `train` trains on the device's examples, `evaluate` tests on
+them, `query.profile` tells the device's name. Where the examples come from is the
+device's own affair: a node configured with `data-path` reads that file; otherwise it
+takes its partition of the job's data set.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from clients.secagg_mod import DevicePolicy, EntropySource, secagg_mod
+from fedcore.crypto import Entropy, ReplayedEntropy, SystemEntropy, generator
+from fedcore.data import (
+    DataConfig,
+    Dataset,
+    Indices,
+    Inputs,
+    Labels,
+    NpzFile,
+    PartitionConfig,
+    load,
+    partition,
+)
+from fedcore.errors import ConfigurationError
+from fedcore.job import Job
+from fedcore.models import ModelConfig, build
+from fedcore.training import (
+    ExampleLevelPrivacy,
+    evaluate,
+    get_arrays,
+    one_thread,
+    set_arrays,
+    train,
+    train_example_level,
+)
+
+
+def build_client_app(
+    policy: DevicePolicy | None = None, *, entropy: EntropySource | None = None
+) -> ClientApp:
+    """Return the ClientApp.
+
+    Args:
+        policy: What this device demands of every secure round.
+        entropy: For simulations that must be repeatable; never set it on a device.
+    """
+    source = entropy or system_entropy
+    app = ClientApp(mods=[secagg_mod(policy, entropy=source)])
+
+    @app.train()
+    def train_message(message: Message, context: Context) -> Message:
+        return _train(message, context, source(context))
+
+    @app.evaluate()
+    def evaluate_message(message: Message, context: Context) -> Message:
+        return _evaluate(message, context)
+
+    @app.query("profile")
+    def profile_message(message: Message, context: Context) -> Message:
+        index = context.node_config.get("partition-id")
+        label = str(index if isinstance(index, int) else context.node_id)
+        record = ConfigRecord({"label": label})
+        return Message(RecordDict({"profile": record}), reply_to=message)
+
+    return app
+
+
+def system_entropy(context: Context) -> Entropy:
+    """Return the operating system's randomness: what every real device uses."""
+    del context
+    return SystemEntropy()
+
+
+def replayed_entropy(seed: int) -> EntropySource:
+    """Return a source from which a simulation draws the same bytes again."""
+    return partial(_replay, seed)
+
+
+def _replay(seed: int, context: Context) -> Entropy:
+    return ReplayedEntropy(str(seed).encode()).child(f"node={context.node_config['partition-id']}")
+
+
+def _train(message: Message, context: Context, entropy: Entropy) -> Message:
+    job = _job(context)
+    x, y = _examples(job, context)
+    config = message.content.config_records.get("config", ConfigRecord())
+    round_number = config.get("server-round", 0)
+    mu = config.get("proximal-mu", 0.0)
+    if not isinstance(mu, (int, float)):
+        msg = f"proximal-mu must be a number, found {type(mu).__name__}"
+        raise ConfigurationError(msg)
+    model = _load_model(job, context, message)
+    rng = generator(entropy.child(f"training/round={round_number}"), "sgd")
+    metrics: dict[str, int | float | list[int] | list[float]]
+    if isinstance(job.privacy, ExampleLevelPrivacy):
+        train_example_level(model, x, y, job.training, job.privacy, rng=rng, proximal_mu=float(mu))
+        metrics = {}  # computed on raw examples: nothing of it may leave the device
+    else:
+        report = train(model, x, y, job.training, rng, proximal_mu=float(mu))
+        metrics = {"train-loss": report.loss, "train-accuracy": report.accuracy}
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord(dict(get_arrays(model))),
+            "metrics": MetricRecord({**metrics, "num-examples": len(y)}),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+def _evaluate(message: Message, context: Context) -> Message:
+    job = _job(context)
+    x, y = _examples(job, context)
+    result = evaluate(_load_model(job, context, message), x, y)
+    metrics = MetricRecord(
+        {
+            "eval-loss": result.loss,
+            "eval-accuracy": result.accuracy,
+            "num-examples": result.examples,
+        }
+    )
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def _job(context: Context) -> Job:
+    return _parse_job(str(context.run_config.get("job", "")))
+
+
+@lru_cache(maxsize=4)
+def _parse_job(text: str) -> Job:
+    return Job.from_json(text) if text else Job()
+
+
+def _examples(job: Job, context: Context) -> tuple[Inputs, Labels]:
+    """Return this device's training examples."""
+    path = context.node_config.get("data-path")
+    if isinstance(path, str):
+        dataset = _dataset(NpzFile(path=path))
+        return dataset.x_train, dataset.y_train
+    index = context.node_config.get("partition-id")
+    if not isinstance(index, int) or not 0 <= index < job.clients:
+        msg = (
+            f"a node needs data-path, or partition-id in 0..{job.clients - 1}, in its node "
+            f"configuration; found partition-id={index!r}"
+        )
+        raise ConfigurationError(msg)
+    dataset = _dataset(job.data)
+    rows = _shards(job.data, job.partition, job.clients, job.seed)[index]
+    return dataset.x_train[rows], dataset.y_train[rows]
+
+
+@lru_cache(maxsize=2)
+def _dataset(config: DataConfig) -> Dataset:
+    return load(config)
+
+
+@lru_cache(maxsize=2)
+def _shards(
+    data: DataConfig, config: PartitionConfig, clients: int, seed: int
+) -> tuple[Indices, ...]:
+    return partition(_dataset(data), config, clients, seed)
+
+
+def _load_model(job: Job, context: Context, message: Message) -> nn.Module:
+    """Return the process's one model, with the weights of the message."""
+    path = context.node_config.get("data-path")
+    dataset = _dataset(NpzFile(path=path) if isinstance(path, str) else job.data)
+    model = _model(job.model, dataset.input_shape, job.classes or dataset.classes)
+    record = message.content.array_records["arrays"]
+    set_arrays(model, {name: array.numpy() for name, array in record.items()})
+    return model
+
+
+@lru_cache(maxsize=2)
+def _model(config: ModelConfig, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    one_thread()
+    return build(config, input_shape, classes, 0)
+
+
+app = build_client_app()

@@ -1,0 +1,191 @@
+"""Where data sets come from: scikit-learn's digits, a local file, or the hub.
+
+A configuration names a source and nothing else; `load` is the only way from it
+to a `Dataset`. The libraries behind a source are imported when it is used.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, assert_never
+
+import numpy as np
+import numpy.typing as npt
+
+from fedcore.data.dataset import Dataset, from_arrays
+from fedcore.errors import ConfigurationError, DataError
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+# What numpy and zipfile raise on files that are not what they claim to be.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_SPLIT_SEED = 20_230_917  # the test split of the digits never changes between runs
+
+
+@dataclass(frozen=True, slots=True)
+class Digits:
+    """scikit-learn's 1797 digits of 8x8 pixels: part of the package, so always there."""
+
+    kind: Literal["digits"] = "digits"
+    test_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not 0.01 <= self.test_fraction <= 0.9:
+            msg = (
+                f"data.test_fraction must be in [0.01, 0.9], got {self.test_fraction}: "
+                "both splits need examples of every class"
+            )
+            raise ConfigurationError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class NpzFile:
+    """A local .npz with x_train, y_train, x_test and y_test.
+
+    Attributes:
+        path: The file; ``~`` is expanded.
+        clients_key: Name of the array that says who recorded each training example.
+        clients_path: Another .npz that holds it, when it is not in `path`.
+    """
+
+    kind: Literal["npz"] = "npz"
+    path: str = ""
+    clients_key: str | None = None
+    clients_path: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is something to open."""
+        if not self.path:
+            msg = "data.path must name an .npz file, got an empty string"
+            raise ConfigurationError(msg)
+        if self.clients_path is not None and self.clients_key is None:
+            msg = (
+                f"data.clients_path is {self.clients_path!r} but data.clients_key is not set: "
+                "name the array that holds the client of each example"
+            )
+            raise ConfigurationError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class HubDataset:
+    """A data set of the Hugging Face hub, e.g. ``ylecun/mnist`` or ``flwrlabs/femnist``.
+
+    Attributes:
+        name: As on the hub.
+        train_split: Name of the training split.
+        test_split: Name of the test split.
+        x_key: Column of the images or numbers.
+        y_key: Column of the integer labels.
+        client_key: Column that says who recorded an example (numbers or strings).
+    """
+
+    kind: Literal["hub"] = "hub"
+    name: str = ""
+    train_split: str = "train"
+    test_split: str = "test"
+    x_key: str = "image"
+    y_key: str = "label"
+    client_key: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is something to look up."""
+        if not self.name:
+            msg = "data.name must name a data set of the hub, got an empty string"
+            raise ConfigurationError(msg)
+
+
+DataConfig: TypeAlias = Digits | NpzFile | HubDataset
+
+
+def load(config: DataConfig) -> Dataset:
+    """Return the data set that `config` names.
+
+    Example:
+        >>> load(Digits()).input_shape
+        (1, 8, 8)
+
+    Raises:
+        DataError: It is missing, unreadable or malformed.
+        ConfigurationError: The library behind the source is not installed.
+    """
+    match config:
+        case Digits():
+            return _load_digits(config)
+        case NpzFile():
+            return _load_npz(config)
+        case HubDataset():
+            # A module of its own: what it converts is not ours to shape.
+            from fedcore.data.hub import load_hub  # noqa: PLC0415
+
+            return load_hub(config)
+        case _:
+            assert_never(config)
+
+
+def _load_digits(config: Digits) -> Dataset:
+    try:
+        from sklearn.datasets import load_digits  # noqa: PLC0415
+    except ImportError as error:
+        msg = "the digits come with scikit-learn, which is missing: pip install fedcore[train]"
+        raise ConfigurationError(msg) from error
+    x, y = load_digits(return_X_y=True)
+    test = _stratified_test_rows(y, config.test_fraction)
+    images = (x / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+    return from_arrays("digits", images[~test], y[~test], images[test], y[test])
+
+
+def _stratified_test_rows(y: npt.NDArray[Any], fraction: float) -> npt.NDArray[np.bool_]:
+    """Choose the same share of every class, the same rows in every run."""
+    rng = np.random.default_rng(_SPLIT_SEED)
+    test = np.zeros(len(y), dtype=bool)
+    for label in np.unique(y):
+        rows = rng.permutation(np.flatnonzero(y == label))
+        test[rows[: max(1, round(fraction * len(rows)))]] = True
+    return test
+
+
+def _load_npz(config: NpzFile) -> Dataset:
+    x_train, y_train, x_test, y_test = _read_npz(config.path, ARRAYS)
+    clients = None
+    if config.clients_key is not None:
+        (clients,) = _read_npz(config.clients_path or config.path, (config.clients_key,))
+    name = Path(config.path).stem
+    return from_arrays(name, x_train, y_train, x_test, y_test, client_ids=clients)
+
+
+def _read_npz(path: str, names: tuple[str, ...]) -> list[npt.NDArray[Any]]:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        msg = f"data file {path} does not exist: check data.path"
+        raise DataError(msg)
+    try:
+        # Opened here: numpy does not close what it cannot read.
+        with file.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            found = list(getattr(archive, "files", ()))  # a single array (.npy) has no names
+            missing = [name for name in names if name not in found]
+            arrays = [] if missing else [archive[name] for name in names]
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        msg = f"data file {path} cannot be read as .npz without pickled objects: {reason}"
+        raise DataError(msg) from None
+    if missing:
+        msg = f"data file {path} must hold {', '.join(names)}; missing: {missing}, found: {found}"
+        raise DataError(msg)
+    return arrays

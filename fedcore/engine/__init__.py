@@ -1,0 +1,22 @@
+"""Flower apps without a deployment: in-process grid, Ray, scripted faults, clocks."""
+
+from fedcore.engine.clock import Clock, SystemClock, VirtualClock
+from fedcore.engine.faults import DroppingGrid, DropScript, Fault, FaultyGrid
+from fedcore.engine.grid import InProcessGrid
+from fedcore.engine.run import on_grid, run_in_process, run_on_ray
+from fedcore.engine.wrapped import WrappedGrid
+
+__all__ = [
+    "Clock",
+    "DropScript",
+    "DroppingGrid",
+    "Fault",
+    "FaultyGrid",
+    "InProcessGrid",
+    "SystemClock",
+    "VirtualClock",
+    "WrappedGrid",
+    "on_grid",
+    "run_in_process",
+    "run_on_ray",
+]

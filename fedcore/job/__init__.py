@@ -1,0 +1,32 @@
+"""A whole run as one value, and what can be known about it before it starts."""
+
+from fedcore.job.preflight import Preflight, check
+from fedcore.job.settings import (
+    FedAvg,
+    FedAvgM,
+    FedOpt,
+    FedProx,
+    Job,
+    NoClip,
+    NoFaults,
+    NoQuantize,
+    Robust,
+    StrategyConfig,
+    explain,
+)
+
+__all__ = [
+    "FedAvg",
+    "FedAvgM",
+    "FedOpt",
+    "FedProx",
+    "Job",
+    "NoClip",
+    "NoFaults",
+    "NoQuantize",
+    "Preflight",
+    "Robust",
+    "StrategyConfig",
+    "check",
+    "explain",
+]

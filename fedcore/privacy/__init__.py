@@ -1,0 +1,49 @@
+"""Distributed differential privacy: mechanisms, samplers, calibration, accounting, ledger."""
+
+from fedcore.privacy.accounting import (
+    epsilon,
+    noise_multiplier_for,
+    sampling_delta,
+    zcdp_epsilon,
+)
+from fedcore.privacy.calibration import Calibration, calibrate
+from fedcore.privacy.ledger import PrivacyLedger
+from fedcore.privacy.mechanisms import (
+    DiscreteGaussianNoise,
+    DistributedGaussian,
+    DistributedSkellam,
+    Mechanism,
+    NoPrivacy,
+    SkellamNoise,
+    colluding,
+)
+from fedcore.privacy.releases import Release, epsilon_of
+from fedcore.privacy.samplers import (
+    IntegerTable,
+    discrete_gaussian_table,
+    sample,
+    skellam_table,
+)
+
+__all__ = [
+    "Calibration",
+    "DiscreteGaussianNoise",
+    "DistributedGaussian",
+    "DistributedSkellam",
+    "IntegerTable",
+    "Mechanism",
+    "NoPrivacy",
+    "PrivacyLedger",
+    "Release",
+    "SkellamNoise",
+    "calibrate",
+    "colluding",
+    "discrete_gaussian_table",
+    "epsilon",
+    "epsilon_of",
+    "noise_multiplier_for",
+    "sample",
+    "sampling_delta",
+    "skellam_table",
+    "zcdp_epsilon",
+]

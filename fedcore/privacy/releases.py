@@ -1,0 +1,210 @@
+"""One noisy value that was revealed, with all that its cost depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import sqrt
+from typing import Final, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from fedcore.privacy import accounting
+from fedcore.privacy.accounting import Curve, Orders
+from fedcore.privacy.calibration import Calibration
+from fedcore.privacy.mechanisms import Mechanism, NoPrivacy
+from fedcore.privacy.rules import check
+
+Unit: TypeAlias = Literal["device", "example"]
+NoiseKind: TypeAlias = Literal["none", "gaussian", "distributed_gaussian", "distributed_skellam"]
+Sampling: TypeAlias = Literal["all", "fixed_size_without_replacement", "poisson", "unknown"]
+
+LARGEST_COUNT: Final = 2**53
+"""Beyond it a count is no longer exact in a float64."""
+_NEGLIGIBLE_NOISE: Final = 1e-6
+"""Counted as none: epsilon would be in the billions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A noisy sum, or a round of DP-SGD.
+
+    Attributes:
+        round_number: 1-based.
+        unit: Whose contribution is bounded by `norm`.
+        mechanism: Which noise was added.
+        noise_multiplier: Standard deviation of the noise over `norm`, counting honest noise
+            only; 0 for none.
+        norm: l2 sensitivity, in the units of `sigma_local`.
+        sigma_local: Standard deviation of one share; of the whole noise if not distributed.
+        scale: Integer units per real unit.
+        dim: Number of coordinates.
+        clients: How many were invited.
+        survivors: How many are in the sum, colluders included.
+        sampling: How the cohort, or the batch, was chosen.
+        sampling_rate: The probability to be chosen; matters only if amplification is claimed.
+        amplification_claimed: Whether the cost is reduced for sampling: `sampling` is Poisson.
+        steps: Releases of this kind in the round: 1 for a sum, batches for DP-SGD.
+    """
+
+    round_number: int
+    unit: Unit
+    mechanism: NoiseKind
+    noise_multiplier: float
+    norm: float = 1.0
+    sigma_local: float = 0.0
+    scale: float = 1.0
+    dim: int = 1
+    clients: int = 1
+    survivors: int = 1
+    sampling: Sampling = "unknown"
+    sampling_rate: float = 1.0
+    amplification_claimed: bool = False
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range, or claims more than it can hold."""
+        check(_in_literals(self), _counts_from_one(self), _moderate_or_zero(self))
+        check(
+            (
+                self.survivors <= self.clients,
+                f"survivors must be at most clients={self.clients}, got {self.survivors}",
+            ),
+            (0 < self.sampling_rate <= 1, f"sampling_rate not in (0, 1]: {self.sampling_rate}"),
+            (self.norm > 0, f"norm must be positive, got {self.norm}: clip first"),
+            (
+                not self._distributed or self._claimed <= self._added * (1 + 1e-9),
+                (
+                    f"a noise of {self._claimed:g} is claimed, but {self.survivors} survivors with "
+                    f"sigma_local={self.sigma_local:g} add at most {self._added:g}"
+                ),
+            ),
+            (
+                not self.amplification_claimed or self.sampling == "poisson",
+                (
+                    f"amplification must not be claimed for sampling={self.sampling}: when units "
+                    "are added or removed, it holds for secret Poisson samples only"
+                ),
+            ),
+        )
+
+    @classmethod
+    def of_sum(
+        cls,
+        round_number: int,
+        mechanism: Mechanism,
+        calibration: Calibration,
+        *,
+        survivors: int,
+        sampling: Sampling = "unknown",
+    ) -> Release:
+        """Return the release of one secure sum, at its calibrated noise."""
+        return cls(
+            round_number=round_number,
+            unit="device",
+            mechanism=mechanism.kind,
+            noise_multiplier=(
+                0.0 if isinstance(mechanism, NoPrivacy) else calibration.noise_multiplier
+            ),
+            norm=calibration.rounded_norm,
+            sigma_local=calibration.sigma_local,
+            scale=calibration.scale,
+            dim=calibration.dim,
+            clients=calibration.clients,
+            survivors=survivors,
+            sampling=sampling,
+        )
+
+    @property
+    def curve(self) -> Curve:
+        """Rényi divergences at `accounting.ORDERS`: what this release costs. Read-only."""
+        return _curve(replace(self, round_number=1, survivors=self.clients, scale=1.0))
+
+    @property
+    def _distributed(self) -> bool:
+        return self.mechanism in {"distributed_gaussian", "distributed_skellam"}
+
+    @property
+    def _claimed(self) -> float:
+        return self.noise_multiplier * self.norm
+
+    @property
+    def _added(self) -> float:
+        return sqrt(self.survivors) * self.sigma_local
+
+
+def epsilon_of(releases: Iterable[Release], delta: float) -> float:
+    """Return the epsilon of all `releases` together.
+
+    Example:
+        >>> one = Release(round_number=1, unit="device", mechanism="gaussian", noise_multiplier=4.0)
+        >>> round(epsilon_of([one, one], delta=1e-5), 3)
+        1.478
+    """
+    return accounting.epsilon(compose(releases), delta)
+
+
+@lru_cache(maxsize=256)
+def _curve(release: Release) -> Curve:
+    """Return the curve; releases that differ only in irrelevant fields share it."""
+    curve = release.steps * _step_curve(release)
+    curve.setflags(write=False)
+    return curve
+
+
+def _step_curve(release: Release) -> Curve:
+    z = release.noise_multiplier
+    if release.mechanism == "none" or z < _NEGLIGIBLE_NOISE:
+        return accounting.everything()
+    claims = release.amplification_claimed and release.sampling_rate < 1
+    if release.mechanism == "gaussian":
+        if claims:
+            return accounting.poisson_gaussian(z, release.sampling_rate)
+        return accounting.gaussian(z)
+
+    def mechanism(orders: Orders) -> Curve:
+        if release.mechanism == "distributed_skellam":
+            return accounting.skellam(z, norm=release.norm, dim=release.dim, orders=orders)
+        return accounting.discrete_gaussian(
+            z,
+            norm=release.norm,
+            sigma_local=release.sigma_local,
+            shares=release.clients,  # an upper bound, and the same every round
+            dim=release.dim,
+            orders=orders,
+        )
+
+    if claims:
+        return accounting.poisson_amplified(mechanism, release.sampling_rate)
+    return mechanism(np.array(accounting.ORDERS))
+
+
+def compose(releases: Iterable[Release]) -> Curve:
+    """Return what `releases` cost together."""
+    return sum((release.curve for release in releases), start=accounting.nothing())
+
+
+def _in_literals(release: Release) -> tuple[bool, str]:
+    for name, allowed in (("unit", Unit), ("mechanism", NoiseKind), ("sampling", Sampling)):
+        value = getattr(release, name)
+        if value not in get_args(allowed):
+            return False, f"{name} must be one of {get_args(allowed)}, got {value!r:.40}"
+    return True, ""
+
+
+def _counts_from_one(release: Release) -> tuple[bool, str]:
+    for name in ("round_number", "dim", "clients", "survivors", "steps"):
+        value = getattr(release, name)
+        if not 1 <= value <= LARGEST_COUNT:
+            return False, f"{name} must be in 1..2^53, got {value!r:.40}"
+    return True, ""
+
+
+def _moderate_or_zero(release: Release) -> tuple[bool, str]:
+    # Fourth powers of these numbers stay within a float64.
+    for name in ("noise_multiplier", "norm", "sigma_local", "scale", "sampling_rate"):
+        value = getattr(release, name)
+        if value != 0 and not 1e-30 <= value <= 1e30:
+            return False, f"{name} must be 0 or in 1e-30..1e30, got {value}"
+    return True, ""

@@ -1,0 +1,135 @@
+"""What a client's local training is told, and what it reports: values without torch.
+
+A report is computed on the client's own examples. Under differential privacy it
+is not covered by the noise on the weights: it stays on the device, or leaves
+through a mechanism of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+from fedcore.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTraining:
+    """Stochastic gradient descent on one client.
+
+    Attributes:
+        epochs: Passes over the client's examples in one round.
+        batch_size: Examples a step; 0 takes all of them.
+        learning_rate: Step length.
+        momentum: As in `torch.optim.SGD`; starts from zero in every round.
+        weight_decay: As in `torch.optim.SGD`, on all weights.
+    """
+
+    kind: Literal["sgd"] = "sgd"
+    epochs: int = 1
+    batch_size: int = 10
+    learning_rate: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.epochs < 1:
+            msg = f"training.epochs must be at least 1, got {self.epochs}"
+            raise ConfigurationError(msg)
+        if self.batch_size < 0:
+            msg = f"training.batch_size must be 0 (all examples) or more, got {self.batch_size}"
+            raise ConfigurationError(msg)
+        if not 0 < self.learning_rate < inf:
+            msg = (
+                f"training.learning_rate must be positive and finite, got {self.learning_rate}: "
+                "0.1 is a usual choice"
+            )
+            raise ConfigurationError(msg)
+        if not 0 <= self.momentum < 1:
+            msg = f"training.momentum must be in [0, 1), got {self.momentum}: 0 turns it off"
+            raise ConfigurationError(msg)
+        if not 0 <= self.weight_decay < inf:
+            msg = (
+                f"training.weight_decay must be 0 or more and finite, got {self.weight_decay}: "
+                "0 turns it off"
+            )
+            raise ConfigurationError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleLevelPrivacy:
+    """DP-SGD on the client: one example more or less changes little of its update.
+
+    Attributes:
+        noise_multiplier: Standard deviation of the noise on a sum of gradients, in
+            units of `max_grad_norm`. 0 clips only and gives no privacy.
+        max_grad_norm: Each example's gradient is clipped to this l2 norm.
+        delta: Failure probability at which epsilon is reported.
+        secure_mode: Draw sampling and noise from the operating system; results then
+            differ from run to run.
+        ghost: Ghost clipping: no per-example gradients in memory, a second backward pass.
+    """
+
+    kind: Literal["example_level"] = "example_level"
+    noise_multiplier: float = 1.0
+    max_grad_norm: float = 1.0
+    delta: float = 1e-5
+    secure_mode: bool = False
+    ghost: bool = False
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not 0 <= self.noise_multiplier < inf:
+            msg = (
+                "privacy.noise_multiplier must be 0 or more and finite, "
+                f"got {self.noise_multiplier}: 1 is a usual choice"
+            )
+            raise ConfigurationError(msg)
+        if not 0 < self.max_grad_norm < inf:
+            msg = f"privacy.max_grad_norm must be positive and finite, got {self.max_grad_norm}"
+            raise ConfigurationError(msg)
+        if not 0 < self.delta < 1:
+            msg = (
+                f"privacy.delta must be in (0, 1), got {self.delta}: "
+                "choose less than one over the number of examples"
+            )
+            raise ConfigurationError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """How the last epoch went, measured on its own forward passes.
+
+    Attributes:
+        loss: Mean cross-entropy, in nats.
+        accuracy: Share of examples whose label had the largest logit.
+        examples: How many examples the client holds.
+    """
+
+    loss: float
+    accuracy: float
+    examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleLevelReport(TrainReport):
+    """The same for DP-SGD, with what an accountant needs.
+
+    Attributes:
+        steps: Noisy steps that were taken.
+        sample_rate: Probability with which each step took each example.
+    """
+
+    steps: int
+    sample_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How well a model does on labelled examples; fields as in `TrainReport`."""
+
+    loss: float
+    accuracy: float
+    examples: int

@@ -1,0 +1,83 @@
+"""The same reports for a run without any stage: plain float32 through Flower.
+
+It changes no message. It counts bytes, and returns replies in the order of the nodes'
+labels, since a sum of floats depends on the order and engines differ in theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from math import inf
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedcore.engine import WrappedGrid
+from fedcore.telemetry import RoundReport, Traffic
+from strategies.exchange import array_bytes, content_bytes
+
+
+class PlainGrid(WrappedGrid):
+    """Reports what training exchanges cost.
+
+    Args:
+        grid: Does the work.
+        labels: Every node's label, by node id.
+        on_round: Called after every training exchange.
+    """
+
+    def __init__(
+        self, grid: Grid, labels: Mapping[int, str], on_round: Callable[[RoundReport], None]
+    ) -> None:
+        super().__init__(grid)
+        self._labels = labels
+        self._on_round = on_round
+        self._round = 0
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Pass messages on, sort the replies, and report on training."""
+        batch = list(messages)
+        order = {
+            message.metadata.dst_node_id: self._labels.get(message.metadata.dst_node_id, "")
+            for message in batch
+        }
+        replies = sorted(
+            self._grid.send_and_receive(batch, timeout=timeout),
+            key=lambda reply: (
+                len(order.get(reply.metadata.src_node_id, "")),
+                order.get(reply.metadata.src_node_id, ""),
+            ),
+        )
+        if any(message.metadata.message_type.startswith("train") for message in batch):
+            self._round += 1
+            self._report(batch, [reply for reply in replies if reply.has_content()])
+        return replies
+
+    def _report(self, batch: list[Message], answers: list[Message]) -> None:
+        traffic = Traffic(
+            up_payload=sum(array_bytes(reply.content) for reply in answers),
+            up_total=sum(content_bytes(reply.content) for reply in answers),
+            down_payload=sum(array_bytes(message.content) for message in batch),
+            down_total=sum(content_bytes(message.content) for message in batch),
+            uploads=len(answers),
+            downloads=len(batch),
+        )
+        lost = {"upload": len(batch) - len(answers)} if len(answers) < len(batch) else {}
+        self._on_round(
+            RoundReport(
+                round_number=self._round,
+                attempts=1,
+                invited=len(batch),
+                survivors=len(answers),
+                lost=lost,
+                aborted=(),
+                traffic=traffic,
+                clipped=None,
+                metrics={},
+                neighbours=0,
+                threshold=0,
+                epsilon=inf,
+            )
+        )

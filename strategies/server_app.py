@@ -1,0 +1,197 @@
+"""The ServerApp: the same on every engine.
+
+It reads one `Job` from the run configuration, finds the nodes, wraps the grid it was
+given, and starts an unmodified Flower strategy on it:
+
+    strategy > CohortGrid > SecureGrid > (DroppingGrid) > the engine's grid
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy.typing as npt
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+
+from fedcore.engine import DroppingGrid, DropScript, SystemClock
+from fedcore.errors import BudgetExhaustedError
+from fedcore.job import Job, Preflight, check
+from fedcore.models import build
+from fedcore.pipeline import RECORD, Envelope
+from fedcore.privacy import PrivacyLedger
+from fedcore.telemetry import RoundReport
+from fedcore.training import Evaluation, ExampleLevelPrivacy, evaluate, get_arrays, set_arrays
+from strategies.cohort import CohortGrid, discover
+from strategies.factory import build_strategy
+from strategies.plain_grid import PlainGrid
+from strategies.secure_grid import NO_DELTA, SecureGrid
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The state of a run after a round.
+
+    Attributes:
+        report: How the round's aggregation went.
+        evaluation: Of the new global model on the test examples; None if not tested.
+        arrays: The new global model.
+        ledger: Everything released so far.
+    """
+
+    report: RoundReport
+    evaluation: Evaluation | None
+    arrays: Arrays = field(repr=False)
+    ledger: PrivacyLedger = field(repr=False)
+
+
+class Observer(Protocol):
+    """Whoever wants to know how a run goes: a progress bar, a recorder, a test."""
+
+    def started(self, job: Job, preflight: Preflight, initial: Evaluation) -> None:
+        """Take note of the start; `initial` is the untrained model's."""
+        ...
+
+    def round_finished(self, progress: Progress) -> None:
+        """Take note of a round, aborted ones included."""
+        ...
+
+    def stopped(self, reason: str) -> None:
+        """Take note that the run ended before its last round, and why."""
+        ...
+
+
+def build_server_app(
+    observer: Observer | None = None, preflight: Preflight | None = None
+) -> ServerApp:
+    """Return the ServerApp.
+
+    Args:
+        observer: Told about every round; nobody if None.
+        preflight: Of the same job, if the caller has it already.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        job = (
+            Job.from_json(str(context.run_config["job"]))
+            if context.run_config.get("job")
+            else Job()
+        )
+        _Run(grid, job, preflight or check(job), observer).start()
+
+    return app
+
+
+class _Run:
+    """One run of a job on a grid."""
+
+    def __init__(
+        self, grid: Grid, job: Job, preflight: Preflight, observer: Observer | None
+    ) -> None:
+        self._job = job
+        self._preflight = preflight
+        self._observer = observer
+        self._clock = SystemClock()
+        dataset = preflight.dataset
+        self._model = build(job.model, dataset.input_shape, dataset.classes, job.seed)
+        self._report: RoundReport | None = None
+        self._examples = (
+            PrivacyLedger(delta=job.privacy.delta)
+            if isinstance(job.privacy, ExampleLevelPrivacy)
+            else None
+        )
+        self._labels = discover(
+            grid, nodes=job.clients, seconds=job.stage_seconds, clock=self._clock
+        )
+        self._rounds, self._secure = self._wrap(grid)
+
+    def start(self) -> None:
+        """Run the strategy until its last round, or until the budget is spent."""
+        job = self._job
+        if self._observer is not None:
+            self._observer.started(job, self._preflight, self._evaluate())
+        strategy = build_strategy(job.strategy, cohort=job.clients_per_round)
+        try:
+            strategy.start(
+                grid=self._rounds,
+                initial_arrays=ArrayRecord(dict(get_arrays(self._model))),
+                num_rounds=job.rounds,
+                timeout=job.stage_seconds,
+                train_config=ConfigRecord(),
+                evaluate_fn=self._after_round,
+            )
+        except BudgetExhaustedError as error:
+            # The last model was handed to the observer; nothing of this round was sent.
+            if self._observer is not None:
+                self._observer.stopped(str(error))
+
+    def _wrap(self, grid: Grid) -> tuple[Grid, SecureGrid | None]:
+        job, plan = self._job, self._job.plan
+        if isinstance(job.faults, DropScript):
+            grid = DroppingGrid(grid, job.faults, describe_by(self._labels))
+        secure = None
+        if plan is None:
+            grid = PlainGrid(grid, self._labels, self._keep)
+        else:
+            grid = secure = SecureGrid(grid, plan, on_round=self._keep, labels=self._labels)
+        return CohortGrid(grid, self._labels, job.clients_per_round, job.seed), secure
+
+    def _keep(self, report: RoundReport) -> None:
+        self._report = report
+
+    def _after_round(self, round_number: int, record: ArrayRecord) -> MetricRecord | None:
+        """Test the new model and tell the observer; Flower calls it after each round."""
+        if round_number == 0 or self._report is None:
+            return None
+        arrays = {name: array.numpy() for name, array in record.items()}
+        set_arrays(self._model, arrays)
+        last = round_number == self._job.rounds
+        tested = last or round_number % self._job.evaluate_every == 0
+        evaluation = self._evaluate() if tested else None
+        ledger = self._account(round_number)
+        report = replace(self._report, epsilon=ledger.epsilon) if ledger.releases else self._report
+        if self._observer is not None:
+            self._observer.round_finished(Progress(report, evaluation, arrays, ledger))
+        if evaluation is None:
+            return None
+        return MetricRecord({"loss": evaluation.loss, "accuracy": evaluation.accuracy})
+
+    def _account(self, round_number: int) -> PrivacyLedger:
+        """Return the ledger that bounds what this run has revealed so far."""
+        release = self._preflight.example_release
+        if self._examples is not None and release is not None:
+            self._examples = self._examples.record(replace(release, round_number=round_number))
+            return self._examples
+        return PrivacyLedger(delta=NO_DELTA) if self._secure is None else self._secure.ledger
+
+    def _evaluate(self) -> Evaluation:
+        dataset = self._preflight.dataset
+        return evaluate(self._model, dataset.x_test, dataset.y_test)
+
+
+def describe_by(
+    labels: Mapping[int, str],
+) -> Callable[[Message], tuple[int, str, str] | None]:
+    """Return what a fault script knows of a message: round, stage and label."""
+
+    def describe(message: Message) -> tuple[int, str, str] | None:
+        records = message.content.config_records
+        if RECORD in records:
+            envelope = Envelope.from_fields(records[RECORD])
+            return envelope.round_number, envelope.stage, envelope.label
+        if not message.metadata.message_type.startswith("train"):
+            return None
+        number = records["config"]["server-round"] if "config" in records else 0
+        label = labels[message.metadata.dst_node_id]
+        return (number, "upload", label) if isinstance(number, int) else None
+
+    return describe
+
+
+app = build_server_app()
