@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import lru_cache, partial
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -27,6 +27,7 @@ from fedcore.data import (
     load,
     partition,
 )
+from fedcore.engine import to_arrays, to_record
 from fedcore.errors import ConfigurationError
 from fedcore.job import Job
 from fedcore.models import ModelConfig, build
@@ -63,9 +64,8 @@ def build_client_app(
 
     @app.query("profile")
     def profile_message(message: Message, context: Context) -> Message:
-        index = context.node_config.get("partition-id")
-        label = str(index if isinstance(index, int) else context.node_id)
-        record = ConfigRecord({"label": label})
+        label = context.node_config.get("partition-id", context.node_id)
+        record = ConfigRecord({"label": str(label)})
         return Message(RecordDict({"profile": record}), reply_to=message)
 
     return app
@@ -92,8 +92,11 @@ def _train(message: Message, context: Context, entropy: Entropy) -> Message:
     config = message.content.config_records.get("config", ConfigRecord())
     round_number = config.get("server-round", 0)
     mu = config.get("proximal-mu", 0.0)
-    if not isinstance(mu, (int, float)):
-        msg = f"proximal-mu must be a number, found {type(mu).__name__}"
+    if not isinstance(mu, (int, float)) or not isinstance(round_number, int):
+        msg = (
+            "proximal-mu and server-round must be numbers, found "
+            f"{type(mu).__name__} and {type(round_number).__name__}"
+        )
         raise ConfigurationError(msg)
     model = _load_model(job, context, message)
     rng = generator(entropy.child(f"training/round={round_number}"), "sgd")
@@ -106,7 +109,7 @@ def _train(message: Message, context: Context, entropy: Entropy) -> Message:
         metrics = {"train-loss": report.loss, "train-accuracy": report.accuracy}
     content = RecordDict(
         {
-            "arrays": ArrayRecord(dict(get_arrays(model))),
+            "arrays": to_record(get_arrays(model, copy=False)),
             "metrics": MetricRecord({**metrics, "num-examples": len(y)}),
         }
     )
@@ -171,8 +174,7 @@ def _load_model(job: Job, context: Context, message: Message) -> nn.Module:
     path = context.node_config.get("data-path")
     dataset = _dataset(NpzFile(path=path) if isinstance(path, str) else job.data)
     model = _model(job.model, dataset.input_shape, job.classes or dataset.classes)
-    record = message.content.array_records["arrays"]
-    set_arrays(model, {name: array.numpy() for name, array in record.items()})
+    set_arrays(model, to_arrays(message.content.array_records["arrays"]))
     return model
 
 

@@ -23,6 +23,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from clients.memory import ProtocolMemory
 from fedcore.crypto import Entropy, SystemEntropy
+from fedcore.engine import to_arrays
 from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.pipeline import (
     RECORD,
@@ -200,7 +201,7 @@ class _Session:
             {name: record for name, record in self.message.content.items() if name != RECORD}
         )
         received = _single_arrays(content, "the coordinator's message")
-        arrays = {name: array.numpy() for name, array in received.items()}
+        arrays = to_arrays(received)
         if model_digest(arrays) != bound.plan.model_digest:
             msg = (
                 "the model must be the one that the round's keys are bound to, found another: "
@@ -212,7 +213,7 @@ class _Session:
         self.message.content = content
         reply = self.call_next(self.message, self.context)
         trained = _single_arrays(reply.content, "the train function's reply")
-        after = layout.flatten({name: array.numpy() for name, array in trained.items()})
+        after = layout.flatten(to_arrays(trained))
         examples, metrics = _measurements(reply.content, weight_key)
         upload = make_upload(
             bound,

@@ -9,6 +9,7 @@ compute, for worker processes to pay?
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -159,6 +160,19 @@ def _tree(pid: int) -> Iterator[str]:
             yield from _tree(int(child))
 
 
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench_engine",
+        description="Run one engine once and print seconds to the end of each round as JSON; "
+        "`python -m experiments.benchmark suite=engine` runs them all.",
+    )
+    parser.add_argument("engine", choices=["in-process", "ray"])
+    parser.add_argument("workers", type=int, help="processes that run clients")
+    parser.add_argument("nodes", type=int, help="clients a round")
+    parser.add_argument("rounds", type=int, help="at least 2")
+    parser.add_argument("milliseconds", type=float, help="processor time that a client spends")
+    return parser.parse_args(arguments)
+
+
 if __name__ == "__main__":
-    _, name, processes, clients, repeats, busy = sys.argv
-    print(json.dumps(_run(name, int(processes), int(clients), int(repeats), float(busy))))
+    print(json.dumps(_run(**vars(_parse(sys.argv[1:])))))

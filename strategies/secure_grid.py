@@ -18,12 +18,11 @@ from logging import getLogger
 from math import inf
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedcore.engine import Clock, SystemClock, WrappedGrid
+from fedcore.engine import Clock, SystemClock, WrappedGrid, to_arrays, to_record
 from fedcore.errors import ConfigurationError, RoundAbortedError
 from fedcore.pipeline import BoundRound, MeanUpdate, RoundPlan, RunPlan, bind_round, model_digest
 from fedcore.privacy import NoPrivacy, PrivacyLedger
@@ -112,7 +111,7 @@ class SecureGrid(WrappedGrid):
             refuse_nonlinear(strategy)
         content = _common_content(batch)
         name, record = next(iter(content.array_records.items()))
-        arrays = {key: array.numpy() for key, array in record.items()}
+        arrays = to_arrays(record)
         mean = self._run_round(batch, content, arrays, timeout)
         return [] if mean is None else [self._reply(batch[0], name, arrays, mean)]
 
@@ -224,9 +223,7 @@ class SecureGrid(WrappedGrid):
         trained = layout.unflatten(layout.flatten(arrays) + mean.delta)
         content = RecordDict(
             {
-                name: ArrayRecord(
-                    {key: Array(np.asarray(value)) for key, value in trained.items()}
-                ),
+                name: to_record(trained),
                 "metrics": MetricRecord({**_nested(mean.metrics), self._weight_key: mean.weight}),
             }
         )

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from fedcore.engine import DroppingGrid, DropScript, SystemClock
+from fedcore.engine import DroppingGrid, DropScript, SystemClock, to_arrays, to_record
 from fedcore.errors import BudgetExhaustedError
 from fedcore.job import Job, Preflight, check
 from fedcore.models import build
@@ -120,7 +120,7 @@ class _Run:
         try:
             strategy.start(
                 grid=self._rounds,
-                initial_arrays=ArrayRecord(dict(get_arrays(self._model))),
+                initial_arrays=to_record(get_arrays(self._model)),
                 num_rounds=job.rounds,
                 timeout=job.stage_seconds,
                 train_config=ConfigRecord(),
@@ -149,7 +149,7 @@ class _Run:
         """Test the new model and tell the observer; Flower calls it after each round."""
         if round_number == 0 or self._report is None:
             return None
-        arrays = {name: array.numpy() for name, array in record.items()}
+        arrays = to_arrays(record)
         set_arrays(self._model, arrays)
         last = round_number == self._job.rounds
         tested = last or round_number % self._job.evaluate_every == 0

@@ -16,8 +16,8 @@ from fedcore.errors import ConfigurationError
 class Clip:
     """Scale a vector down to Euclidean norm `norm` if it is longer.
 
-    The loss is the part that is cut off. A vector that is not finite becomes zero:
-    one device whose training diverged must not spoil the sum.
+    The loss is the part that is cut off. A vector whose norm is not finite becomes
+    zero: one device whose training diverged must not spoil the sum.
     """
 
     norm: float = 1.0
@@ -44,7 +44,8 @@ class Clip:
 def clip_norm(x: Vector, norm: float) -> Vector:
     """Return `x` [dim], shortened to `norm` if it is longer, as float64."""
     wide = x.astype(np.float64)
-    length = float(np.linalg.norm(wide))
+    with np.errstate(over="ignore"):
+        length = float(np.linalg.norm(wide))
     if not isfinite(length):
         return np.zeros_like(wide)
     return wide * (norm / length) if length > norm else wide

@@ -47,10 +47,11 @@ class Embed:
 def narrowest_ring(source: Integers, clients: int, tails: float = 4.0) -> int:
     """Return the bits of the narrowest ring that holds a sum over `clients`."""
     hard = clients * source.magnitude
+    bits = max(1, (2 * hard).bit_length())
     if source.spread == 0:
-        return max(1, (2 * hard).bit_length())
+        return bits
     # A calibrated spread fills its ring exactly: do not let a last bit of rounding decide.
-    return max(1, ceil(log2(2 * (hard + tails * source.spread)) - 1e-9))
+    return max(bits, ceil(log2(2 * (hard + tails * source.spread)) - 1e-9))
 
 
 def _magnitude(source: Integers, clients: int, tails: float) -> int:

@@ -55,7 +55,7 @@ class Hadamard:
     kind: Literal["hadamard"] = "hadamard"
 
     def bind(self, source: Domain, /) -> Bound:
-        """Accept real vectors of bounded norm; promise flat coordinates."""
+        """Accept real vectors; promise flat coordinates."""
         if not isinstance(source, Reals):
             msg = f"Hadamard takes real vectors, got {source}: rotate before quantising"
             raise ConfigurationError(msg)

@@ -67,6 +67,8 @@ class Tally:
 
     def encode(self, values: Sequence[int]) -> RingVector:
         """Return the digits [dim] of one client's numbers."""
+        if not self.slots:
+            return self.ring.zeros(0)
         numbers = [max(-self.limit, min(self.limit, value)) for value in values]
         digit = (1 << self.digit_bits) - 1
         rows = [
@@ -79,7 +81,7 @@ class Tally:
     def decode(self, total: RingVector) -> tuple[int, ...]:
         """Return the sums of the numbers from the summed digits [dim]."""
         sums = []
-        for row in total.reshape(self.slots, self.digits).tolist() if self.slots else []:
+        for row in total.reshape(self.slots, self.digits).tolist():
             value = sum(digit << (self.digit_bits * place) for place, digit in enumerate(row))
             value %= 1 << VALUE_BITS
             sums.append(value - (1 << VALUE_BITS) if value >> (VALUE_BITS - 1) else value)

@@ -1,7 +1,7 @@
 """Primitives: entropy, key agreement, authenticated encryption, masks, shares, signatures."""
 
 from fedcore.crypto.aead import TAG_BYTES, seal, unseal
-from fedcore.crypto.agreement import KEY_BYTES, KeyPair, agree
+from fedcore.crypto.agreement import KEY_BYTES, Agreement, KeyPair, agree
 from fedcore.crypto.entropy import Entropy, ReplayedEntropy, SystemEntropy, generator
 from fedcore.crypto.shamir import SECRET_BYTES, SHARE_BYTES, combine, split
 from fedcore.crypto.streams import SEED_BYTES, Mask, add_masks, expand
@@ -14,6 +14,7 @@ __all__ = [
     "SEED_BYTES",
     "SHARE_BYTES",
     "TAG_BYTES",
+    "Agreement",
     "Entropy",
     "KeyPair",
     "Mask",

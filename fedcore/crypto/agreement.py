@@ -43,22 +43,35 @@ class KeyPair:
         return cls(secret, private.public_key().public_bytes_raw())
 
 
-def agree(secret: bytes, peer: bytes, *, salt: bytes, info: bytes) -> bytes:
-    """Return the 32-byte key that both ends derive from their shared point.
+class Agreement:
+    """One secret, loaded once, to agree with many peers.
 
     Args:
         secret: Our X25519 secret, 32 bytes.
-        peer: The other end's public key, 32 bytes.
-        salt: The context; equal on both ends.
-        info: The purpose; equal on both ends.
-
-    Raises:
-        PeerProtocolError: `peer` is no valid public key (wrong length, low order).
     """
-    try:
-        public = X25519PublicKey.from_public_bytes(peer)
-        point = X25519PrivateKey.from_private_bytes(secret).exchange(public)
-    except ValueError as error:
-        msg = "a peer's public key must be 32 bytes of a point of large order; drop that peer"
-        raise PeerProtocolError(msg) from error
-    return HKDF(hashes.SHA256(), KEY_BYTES, salt=salt, info=info).derive(point)
+
+    def __init__(self, secret: bytes) -> None:
+        self._private = X25519PrivateKey.from_private_bytes(secret)
+
+    def key(self, peer: bytes, *, salt: bytes, info: bytes) -> bytes:
+        """Return the 32-byte key that both ends derive from their shared point.
+
+        Args:
+            peer: The other end's public key, 32 bytes.
+            salt: The context; equal on both ends.
+            info: The purpose; equal on both ends.
+
+        Raises:
+            PeerProtocolError: `peer` is no valid public key (wrong length, low order).
+        """
+        try:
+            point = self._private.exchange(X25519PublicKey.from_public_bytes(peer))
+        except ValueError as error:
+            msg = "a peer's public key must be 32 bytes of a point of large order; drop that peer"
+            raise PeerProtocolError(msg) from error
+        return HKDF(hashes.SHA256(), KEY_BYTES, salt=salt, info=info).derive(point)
+
+
+def agree(secret: bytes, peer: bytes, *, salt: bytes, info: bytes) -> bytes:
+    """Return the key of one `Agreement`; arguments and errors as there."""
+    return Agreement(secret).key(peer, salt=salt, info=info)

@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from fedcore.errors import LocalProtocolError
+
 
 class Entropy(Protocol):
     """A source of secret uniform bytes."""
@@ -70,7 +72,14 @@ class ReplayedEntropy:
     path: str = ""
 
     def draw(self, purpose: str, size: int, /) -> bytes:
-        """Return `size` bytes: HKDF-SHA256 to a key, AES-256-CTR to the length."""
+        """Return `size` bytes: HKDF-SHA256 to a key, AES-256-CTR to the length.
+
+        Raises:
+            LocalProtocolError: `purpose` has a slash, so it could be a child's draw.
+        """
+        if "/" in purpose:
+            msg = f"a purpose is one name without a slash, got {purpose!r}: name a child for a path"
+            raise LocalProtocolError(msg)
         info = f"fedcore/replay/{self.path}/{purpose}".encode()
         key = HKDF(hashes.SHA256(), length=32, salt=None, info=info).derive(self.seed)
         encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()

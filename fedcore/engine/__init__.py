@@ -3,6 +3,7 @@
 from fedcore.engine.clock import Clock, SystemClock, VirtualClock
 from fedcore.engine.faults import DroppingGrid, DropScript, Fault, FaultyGrid
 from fedcore.engine.grid import InProcessGrid
+from fedcore.engine.records import to_arrays, to_record
 from fedcore.engine.run import on_grid, run_in_process, run_on_ray
 from fedcore.engine.wrapped import WrappedGrid
 
@@ -19,4 +20,6 @@ __all__ = [
     "on_grid",
     "run_in_process",
     "run_on_ray",
+    "to_arrays",
+    "to_record",
 ]

@@ -9,7 +9,6 @@ work reaches a device.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from math import inf
 from typing import Annotated, Final, Literal, TypeAlias
@@ -22,7 +21,7 @@ from fedcore.engine import DropScript
 from fedcore.errors import ConfigurationError
 from fedcore.models import Mlp, ModelConfig
 from fedcore.pipeline import Bonawitz, ByExamples, Modular, NoSecAgg, RunPlan, Uniform
-from fedcore.pipeline.plan import Rotate, SecAgg, Sparsify, SumPrivacy, Weighting
+from fedcore.pipeline.plan import Rotate, SecAgg, Sparsify, SumPrivacy, Weighting, canonical_json
 from fedcore.privacy import NoPrivacy
 from fedcore.training import ExampleLevelPrivacy, LocalTraining
 
@@ -142,21 +141,10 @@ FaultConfig: TypeAlias = Annotated[DropScript | NoFaults, _BY_KIND]
 
 
 _CHOICES: Final = frozenset(
-    [
-        "data",
-        "partition",
-        "model",
-        "strategy",
-        "clip",
-        "sparsify",
-        "rotate",
-        "quantize",
-        "privacy",
-        "secagg",
-        "weighting",
-        "faults",
-        "engine",
-    ]
+    (
+        *("data", "partition", "model", "strategy", "clip", "sparsify", "rotate", "quantize"),
+        *("privacy", "secagg", "weighting", "faults", "engine"),
+    )
 )
 """Keys whose value is one of several kinds."""
 
@@ -269,7 +257,7 @@ class Job:
 
     def to_json(self) -> str:
         """Return canonical JSON: equal jobs give equal text."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return canonical_json(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Job:

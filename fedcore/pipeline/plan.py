@@ -23,6 +23,9 @@ from fedcore.crypto import transcript_hash
 from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.privacy import DistributedGaussian, DistributedSkellam, NoPrivacy
 
+_EXACT = 2**53
+"""Below it a float that is whole is the integer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Modular:
@@ -242,9 +245,7 @@ class RoundPlan:
 
     def to_bytes(self) -> bytes:
         """Return canonical JSON: equal plans give equal bytes."""
-        return json.dumps(
-            asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False
-        ).encode()
+        return canonical_json(asdict(self)).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> RoundPlan:
@@ -263,6 +264,27 @@ class RoundPlan:
         """Return a public 63-bit seed, fresh for this round and stage."""
         label = f"{self.run.seed}/{self.round_number}/{stage}".encode()
         return int.from_bytes(transcript_hash("fedcore/v1/stage-seed", label)[:8], "little") >> 1
+
+
+def canonical_json(value: object) -> str:
+    """Return the one JSON text of a value: equal values give equal text.
+
+    Whole numbers lose their point, since 1 and 1.0 are equal: a parameter of type float
+    that was written as an integer comes back from the wire as a float.
+    """
+    return json.dumps(_whole(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _whole(value: object) -> object:
+    match value:
+        case dict():
+            return {key: _whole(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [_whole(entry) for entry in value]
+        case float() if value.is_integer() and abs(value) < _EXACT:
+            return int(value)
+        case _:
+            return value
 
 
 @lru_cache(maxsize=16)

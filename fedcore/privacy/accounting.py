@@ -135,7 +135,7 @@ def discrete_gaussian(
     if sigma_local < SMALLEST_SHARE:
         msg = (
             f"a share of discrete Gaussian noise needs sigma >= {SMALLEST_SHARE} integer units, "
-            f"got {sigma_local:g}: raise ring.bits, or choose distributed_skellam"
+            f"got {sigma_local:g}: raise quantize.bits, or choose distributed_skellam"
         )
         raise ConfigurationError(msg)
     gap = tau(sigma_local, shares)

@@ -161,7 +161,7 @@ def calibrate(
         ),
         (
             1 <= ring_bits <= MAX_RING_BITS,
-            f"ring.bits must be in 1..{MAX_RING_BITS}, got {ring_bits}",
+            f"ring_bits must be in 1..{MAX_RING_BITS}, got {ring_bits}",
         ),
         (0 < tails < inf, f"tails must be positive and finite, got {tails}"),
         (0 < beta < 1, f"beta must be in (0, 1), got {beta}"),
@@ -252,7 +252,7 @@ def _too_narrow(trade: _Trade, bits: int) -> str:
     for wider in range(bits + 1, MAX_RING_BITS + 1):
         if trade.accepts(trade.scaled_clip(wider)):
             return (
-                f"{expected} needs at least {wider} bits, got {bits}: raise ring.bits to {wider}, "
+                f"{expected} needs at least {wider} bits, got {bits}: raise quantize.bits to {wider}, "
                 "keep fewer coordinates or lower privacy.noise_multiplier"
             )
     return (

@@ -125,7 +125,7 @@ class DiscreteGaussianNoise:
         if not SMALLEST_SHARE <= self.sigma <= MAX_SIGMA:
             msg = (
                 f"sigma must be in [{SMALLEST_SHARE}, {MAX_SIGMA:g}] integer units, "
-                f"got {self.sigma}: raise ring.bits, or choose distributed_skellam"
+                f"got {self.sigma}: raise quantize.bits, or choose distributed_skellam"
             )
             raise ConfigurationError(msg)
         _check_clients(self.clients)

@@ -14,4 +14,10 @@ def round_stochastically(x: RealVector, rng: np.random.Generator) -> IntegerVect
         x: Shape [dim], absolute values below 2^62.
         rng: Source of the coin flips; their secrecy protects nobody.
     """
-    return np.floor(x + rng.random(x.shape)).astype(np.int64)
+    wide = x.astype(np.float64, copy=False)
+    whole = np.floor(wide)
+    # The coin meets the fraction alone: x + coin would round, and move large whole numbers.
+    fraction = wide - whole
+    fraction += rng.random(x.shape)
+    whole += fraction >= 1
+    return whole.astype(np.int64)

@@ -29,7 +29,7 @@ from typing import TypeAlias
 
 from fedcore.crypto import SEED_BYTES, Entropy, KeyPair, Mask, add_masks, split
 from fedcore.errors import LocalProtocolError, PeerProtocolError, RoundAbortedError
-from fedcore.secagg.masks import pair_key, pairwise_masks, seal_shares, unseal_shares
+from fedcore.secagg.masks import pair_keys, pairwise_masks, seal_shares, unseal_shares
 from fedcore.secagg.messages import (
     Advertisement,
     ClientId,
@@ -196,18 +196,14 @@ class AwaitingRoster:
         seed_shares, key_shares = split(
             [seed, self.mask_secret], [peer + 1 for peer in peers], self.plan.threshold, entropy
         )
-        pair_keys = {
-            peer: pair_key(
-                secret=self.share_secret,
-                client=self.client,
-                peer=peer,
-                peer_key=message.keys[peer].share_key,
-                digest=digest,
-            )
-            for peer in peers
-        }
+        keys_of_pairs = pair_keys(
+            self.share_secret,
+            self.client,
+            {peer: message.keys[peer].share_key for peer in peers},
+            digest,
+        )
         boxes = {
-            peer: seal_shares(pair_keys[peer], shares, self.client, peer, digest)
+            peer: seal_shares(keys_of_pairs[peer], shares, self.client, peer, digest)
             for peer, shares in zip(peers, zip(seed_shares, key_shares, strict=True), strict=True)
         }
         return AwaitingDelivery(
@@ -215,7 +211,7 @@ class AwaitingRoster:
             plan=self.plan,
             mask_secret=self.mask_secret,
             self_mask_seed=seed,
-            pair_keys=pair_keys,
+            pair_keys=keys_of_pairs,
             mask_keys={peer: key.mask_key for peer, key in message.keys.items()},
         ), EncryptedShares(boxes)
 

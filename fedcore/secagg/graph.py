@@ -13,32 +13,44 @@ from functools import lru_cache
 from fedcore.crypto import transcript_hash
 
 
-@lru_cache(maxsize=64)
-def neighbourhoods(clients: int, degree: int, context: bytes) -> tuple[frozenset[int], ...]:
-    """Return the neighbours of each client index 0..clients-1.
+def neighbourhood(client: int, clients: int, degree: int, context: bytes) -> frozenset[int]:
+    """Return the neighbours of one client.
+
+    A device asks for its own only: the whole graph of a large cohort takes hundreds
+    of megabytes.
 
     Args:
+        client: Index, 0..clients-1.
         clients: Number of clients invited.
         degree: Even, or clients - 1 for the complete graph.
         context: Orders the ring; both sides use the plan's digest.
 
     Example:
-        >>> graph = neighbourhoods(5, 2, b"")
-        >>> all(a in graph[b] for b in range(5) for a in graph[b] if b in graph[a])
+        >>> graph = [neighbourhood(client, 5, 2, b"") for client in range(5)]
+        >>> all(a in graph[b] for b in range(5) for a in range(5) if b in graph[a])
         True
     """
-    everybody = frozenset(range(clients))
     if degree >= clients - 1:
-        return tuple(everybody - {index} for index in range(clients))
-    ring = sorted(everybody, key=lambda index: _position(context, index))
-    graph: list[frozenset[int]] = [frozenset()] * clients
-    for place, index in enumerate(ring):
-        graph[index] = frozenset(
-            ring[(place + sign * distance) % clients]
-            for distance in range(1, degree // 2 + 1)
-            for sign in (-1, 1)
-        )
-    return tuple(graph)
+        return frozenset(range(clients)) - {client}
+    return _around(client, clients, degree, context)
+
+
+@lru_cache(maxsize=8192)
+def _around(client: int, clients: int, degree: int, context: bytes) -> frozenset[int]:
+    """Return who sits at most degree/2 places from `client`."""
+    ring, places = _seating(clients, context)
+    return frozenset(
+        ring[(places[client] + sign * distance) % clients]
+        for distance in range(1, degree // 2 + 1)
+        for sign in (-1, 1)
+    )
+
+
+@lru_cache(maxsize=64)
+def _seating(clients: int, context: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the client at each place of the ring, and the place of each client."""
+    ring = sorted(range(clients), key=lambda index: _position(context, index))
+    return tuple(ring), tuple(sorted(range(clients), key=ring.__getitem__))
 
 
 def _position(context: bytes, index: int) -> bytes:

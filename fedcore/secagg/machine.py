@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fedcore.crypto import Entropy
-from fedcore.errors import PeerProtocolError, StateReusedError
+from fedcore.errors import LocalProtocolError, PeerProtocolError, StateReusedError
 from fedcore.secagg.client import (
     AwaitingDelivery,
     AwaitingRoster,
@@ -51,11 +51,15 @@ def step(
         PeerProtocolError: `request` is not allowed in `state`, or breaks the protocol;
             this client leaves the round.
         RoundAbortedError: Too few peers are left.
+        LocalProtocolError: `vector` is missing, or no element of the plan's domain.
     """
     match state, request:
         case AwaitingRoster(), Roster():
             return state.on_roster(request, entropy)
-        case AwaitingDelivery(), Delivery() if vector is not None:
+        case AwaitingDelivery(), Delivery():
+            if vector is None:
+                msg = "a Delivery is answered with the masked input, but no `vector` was passed"
+                raise LocalProtocolError(msg)
             return state.on_delivery(request, vector)
         case AwaitingSurvivors(), Survivors():
             return state.on_survivors(request)

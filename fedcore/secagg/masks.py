@@ -12,43 +12,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedcore.crypto import SHARE_BYTES, Mask, agree, seal, unseal
+from fedcore.crypto import SHARE_BYTES, Agreement, Mask, seal, unseal
 from fedcore.secagg.messages import Box, ClientId, Share
-
-
-def pairwise_mask(
-    *, secret: bytes, client: ClientId, peer: ClientId, peer_key: bytes, digest: bytes
-) -> Mask:
-    """Return the mask that `client` adds for `peer`; the peer adds the opposite.
-
-    Raises:
-        PeerProtocolError: `peer_key` is not a valid public key.
-    """
-    low, high = sorted((client, peer))
-    seed = agree(secret, peer_key, salt=digest, info=_info(b"mask", low, high))
-    return Mask(seed, 1 if client < peer else -1)
 
 
 def pairwise_masks(
     secret: bytes, client: ClientId, peer_keys: Mapping[ClientId, bytes], digest: bytes
 ) -> list[Mask]:
-    """Return the masks that `client` adds for all of `peer_keys`."""
+    """Return the masks that `client` adds for its peers; each peer adds the opposite.
+
+    Raises:
+        PeerProtocolError: One of `peer_keys` is not a valid public key.
+    """
+    agreement = Agreement(secret)
     return [
-        pairwise_mask(secret=secret, client=client, peer=peer, peer_key=key, digest=digest)
+        Mask(
+            agreement.key(key, salt=digest, info=_pair(b"mask", client, peer)),
+            1 if client < peer else -1,
+        )
         for peer, key in sorted(peer_keys.items())
     ]
 
 
-def pair_key(
-    *, secret: bytes, client: ClientId, peer: ClientId, peer_key: bytes, digest: bytes
-) -> bytes:
-    """Return the key under which `client` and `peer` send each other one box.
+def pair_keys(
+    secret: bytes, client: ClientId, peer_keys: Mapping[ClientId, bytes], digest: bytes
+) -> dict[ClientId, bytes]:
+    """Return the keys under which `client` and each peer send each other one box.
 
     Raises:
-        PeerProtocolError: `peer_key` is not a valid public key.
+        PeerProtocolError: One of `peer_keys` is not a valid public key.
     """
-    low, high = sorted((client, peer))
-    return agree(secret, peer_key, salt=digest, info=_info(b"share", low, high))
+    agreement = Agreement(secret)
+    return {
+        peer: agreement.key(key, salt=digest, info=_pair(b"share", client, peer))
+        for peer, key in peer_keys.items()
+    }
 
 
 def seal_shares(
@@ -78,6 +76,11 @@ def unseal_shares(
         associated=digest + _info(b"box", sender, recipient),
     )
     return shares[:SHARE_BYTES], shares[SHARE_BYTES:]
+
+
+def _pair(purpose: bytes, client: ClientId, peer: ClientId) -> bytes:
+    """Return the same bytes on both ends."""
+    return _info(purpose, min(client, peer), max(client, peer))
 
 
 def _info(purpose: bytes, first: ClientId, second: ClientId) -> bytes:

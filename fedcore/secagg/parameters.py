@@ -77,14 +77,16 @@ def choose_degree(clients: int, threat: Threat) -> Degree:
     """
     if clients <= COMPLETE_UP_TO:
         return _complete(clients, threat)
-    return sparse_degree(clients, threat)
+    return sparse_degree(clients, threat, majority=True)
 
 
 def _complete(clients: int, threat: Threat) -> Degree:
     """Return k = n-1 and the lowest threshold; nothing is left to chance."""
     neighbours = clients - 1
     colluding, silent = int(threat.corrupt * clients), int(threat.dropout * clients)
-    threshold = _threshold(neighbours, colluding, malicious=threat.malicious)
+    threshold = max(
+        _threshold(neighbours, colluding, malicious=threat.malicious), _majority(neighbours)
+    )
     if threshold > neighbours - silent:
         msg = (
             f"{clients} clients with corrupt={threat.corrupt} and dropout={threat.dropout} need "
@@ -96,8 +98,14 @@ def _complete(clients: int, threat: Threat) -> Degree:
 
 
 @lru_cache(maxsize=256)
-def sparse_degree(clients: int, threat: Threat) -> Degree:
+def sparse_degree(clients: int, threat: Threat, *, majority: bool = False) -> Degree:
     """Return the smallest even degree of a Harary graph that withstands `threat`.
+
+    Args:
+        clients: Number invited.
+        threat: What to withstand.
+        majority: Whether the threshold must exceed half of the neighbours, as a plan's must
+            even where the server is trusted not to lie.
 
     Raises:
         ConfigurationError: There is none below the complete graph.
@@ -107,6 +115,8 @@ def sparse_degree(clients: int, threat: Threat) -> Degree:
             continue
         colluding = _most_colluding(clients, neighbours, threat)
         threshold = _threshold(neighbours, colluding, malicious=threat.malicious)
+        if majority:
+            threshold = max(threshold, _majority(neighbours))
         if threshold <= _fewest_responding(clients, neighbours, threat):
             return Degree(neighbours, threshold)
     msg = (
@@ -120,6 +130,10 @@ def _threshold(neighbours: int, colluding: int, *, malicious: bool) -> int:
     if not malicious:
         return colluding + 1
     return min(neighbours, ceil((colluding + neighbours - 1.25) / 2) + 1)
+
+
+def _majority(neighbours: int) -> int:
+    return neighbours // 2 + 1
 
 
 def _connected(clients: int, neighbours: int, threat: Threat) -> bool:

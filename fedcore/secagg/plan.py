@@ -14,7 +14,7 @@ from typing import Final
 from fedcore.crypto import DIGEST_BYTES, transcript_hash
 from fedcore.errors import ConfigurationError
 from fedcore.ring import Ring
-from fedcore.secagg.graph import neighbourhoods
+from fedcore.secagg.graph import neighbourhood
 from fedcore.secagg.parameters import Threat, choose_degree
 
 PROTOCOL_VERSION: Final = 1
@@ -125,7 +125,7 @@ class Plan:
 
     def neighbours_of(self, client: int) -> frozenset[int]:
         """Return with whom `client` shares its secrets."""
-        return neighbourhoods(self.clients, self.neighbours, self.digest())[client]
+        return neighbourhood(client, self.clients, self.neighbours, self.digest())
 
 
 def make_plan(

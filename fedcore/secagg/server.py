@@ -89,10 +89,18 @@ class AwaitingReveals:
         """Subtract all masks from the sum. [BIK+17, figure 4, round 4].
 
         Raises:
-            RoundAbortedError: A secret has too few shares.
-            PeerProtocolError: Shares that do not reconstruct what was advertised.
+            RoundAbortedError: A secret has too few shares, or shares that do not
+                reconstruct what was advertised: whose they are cannot be told.
         """
-        masks = [*self._self_masks(), *self._unpaired_masks()]
+        try:
+            masks = [*self._self_masks(), *self._unpaired_masks()]
+        except PeerProtocolError as error:
+            raise RoundAbortedError(
+                stage="unmasking",
+                needed=self.plan.threshold,
+                found=len(self.reveals),
+                reason=str(error),
+            ) from error
         return Outcome(add_masks(self.total, masks, self.plan.ring), self.survivors)
 
     def _self_masks(self) -> Iterator[Mask]:

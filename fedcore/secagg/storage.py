@@ -71,20 +71,27 @@ def _parse(reader: Reader) -> ClientState:
 
 def _parse_active(reader: Reader, tag: int) -> ClientState:
     client, plan = reader.u32(), Plan.from_bytes(reader.take(_PLAN_BYTES))
+    if client >= plan.clients:
+        msg = f"the stored index must be below {plan.clients}, found {client}"
+        raise PeerProtocolError(msg)
     if tag == _TAGS[AwaitingRoster]:
         return AwaitingRoster(client, plan, reader.take(KEY_BYTES), reader.take(KEY_BYTES))
     if tag == _TAGS[AwaitingDelivery]:
-        return AwaitingDelivery(
-            client,
-            plan,
-            reader.take(KEY_BYTES),
-            reader.take(SEED_BYTES),
-            reader.bytes_map(KEY_BYTES),
-            reader.bytes_map(KEY_BYTES),
-        )
-    return AwaitingSurvivors(
-        client, plan, reader.bytes_map(SHARE_BYTES), reader.bytes_map(SHARE_BYTES)
-    )
+        mask_secret, seed = reader.take(KEY_BYTES), reader.take(SEED_BYTES)
+        maps = _parse_maps(reader, KEY_BYTES, client, plan)
+        return AwaitingDelivery(client, plan, mask_secret, seed, *maps)
+    return AwaitingSurvivors(client, plan, *_parse_maps(reader, SHARE_BYTES, client, plan))
+
+
+def _parse_maps(
+    reader: Reader, size: int, client: int, plan: Plan
+) -> tuple[dict[int, bytes], dict[int, bytes]]:
+    """Return two maps over the same neighbours of `client`."""
+    first, second = reader.bytes_map(size), reader.bytes_map(size)
+    if first.keys() != second.keys() or not first.keys() <= plan.neighbours_of(client):
+        msg = f"expected two secrets of each stored peer, found {len(first)} and {len(second)}"
+        raise PeerProtocolError(msg)
+    return first, second
 
 
 def _identity(client: int, plan: Plan) -> bytes:

@@ -1,0 +1,63 @@
+"""Measure speed, bytes and memory: `python -m experiments.benchmark suite=engine`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments.command import one_line_errors, run_command
+from fedcore.errors import ConfigurationError
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
+def main(cfg: DictConfig) -> None:
+    """Run one suite, print its table, keep its rows."""
+    with one_line_errors():
+        rows = _suite(str(cfg.suite))(int(cfg.nodes), int(cfg.rounds))
+        folder = Path(str(cfg.output))
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "results.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        print(f"{table(rows)}\n\n{path}")
+
+
+def _suite(name: str) -> Callable[[int, int], Sequence[Mapping[str, object]]]:
+    """Return the function of a suite; importing it may take seconds.
+
+    Raises:
+        ConfigurationError: There is no such suite.
+    """
+    match name:
+        case "engine":
+            from experiments.bench_engine import measure_engine  # noqa: PLC0415 - imports flwr
+
+            return measure_engine
+        case "workers":
+            from experiments.bench_engine import measure_workers  # noqa: PLC0415 - imports flwr
+
+            return measure_workers
+        case "secagg":
+            from experiments.bench_secagg import measure_secagg  # noqa: PLC0415 - imports flwr
+
+            return measure_secagg
+    msg = f"suite must be engine, workers or secagg, got {name!r}"
+    raise ConfigurationError(msg)
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return the rows under their keys, columns aligned."""
+    names = list(rows[0])
+    cells = [names, *([str(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in cells
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,215 @@
+"""What a training run leaves on disk while it goes, and shows on the screen.
+
+A line of `metrics.jsonl` and a new `ledger.json` after every round, so that a run that
+is interrupted leaves everything it finished readable; `summary.json` at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import inf
+from pathlib import Path
+from typing import IO, Any
+
+import numpy.typing as npt
+from tqdm import tqdm
+
+from fedcore.job import Job, Preflight
+from fedcore.pipeline import Bonawitz
+from fedcore.telemetry import RoundReport, Traffic
+from fedcore.training import Evaluation
+from strategies.server_app import Progress
+
+FLOAT_BYTES = 4
+
+
+class Recorder:
+    """Observes a run: writes its files and shows its progress.
+
+    Args:
+        folder: Of the run; exists.
+        quiet: Show no progress bar.
+
+    Attributes:
+        arrays: The latest global model; None before the first round.
+    """
+
+    def __init__(self, folder: Path, *, quiet: bool = False) -> None:
+        self.arrays: Mapping[str, npt.NDArray[Any]] | None = None
+        self._folder = folder
+        self._quiet = quiet
+        self._lines: IO[str] | None = None
+        self._bar: tqdm[Any] | None = None
+        self._job: Job | None = None
+        self._preflight: Preflight | None = None
+        self._initial: Evaluation | None = None
+        self._reports: list[RoundReport] = []
+        self._evaluation: Evaluation | None = None
+        self._stopped: str | None = None
+        self._began = time.perf_counter()
+        self._trained = self._began
+
+    def started(self, job: Job, preflight: Preflight, initial: Evaluation) -> None:
+        """Open the files and the progress bar."""
+        self._job, self._preflight, self._initial = job, preflight, initial
+        self._lines = (self._folder / "metrics.jsonl").open("w", encoding="utf-8")
+        self._bar = tqdm(
+            total=job.rounds,
+            desc=job.name,
+            unit="round",
+            disable=self._quiet,
+            dynamic_ncols=True,
+            file=sys.stderr,
+        )
+
+    def round_finished(self, progress: Progress) -> None:
+        """Write the round's line and the ledger; advance the bar."""
+        report = progress.report
+        self.arrays = progress.arrays
+        self._reports.append(report)
+        self._evaluation = progress.evaluation or self._evaluation
+        self._trained = time.perf_counter()
+        if self._lines is not None:
+            self._lines.write(json.dumps(self._line(progress), allow_nan=False) + "\n")
+            self._lines.flush()
+        (self._folder / "ledger.json").write_text(progress.ledger.to_json(), encoding="utf-8")
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._postfix(report))
+            self._bar.update()
+
+    def stopped(self, reason: str) -> None:
+        """Remember why the run ended early."""
+        self._stopped = reason
+
+    def close(self, release: Mapping[str, object] | None = None) -> dict[str, object]:
+        """Write and return the summary.
+
+        Args:
+            release: What became of the final model; None for nothing.
+        """
+        if self._bar is not None:
+            self._bar.close()
+        if self._lines is not None:
+            self._lines.close()
+        summary = self._summary(release)
+        text = json.dumps(summary, indent=2, allow_nan=False)
+        (self._folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+        return summary
+
+    def _line(self, progress: Progress) -> dict[str, object]:
+        report, evaluation = progress.report, progress.evaluation
+        return {
+            "round": report.round_number,
+            "accuracy": None if evaluation is None else evaluation.accuracy,
+            "loss": None if evaluation is None else evaluation.loss,
+            "train_accuracy": report.metrics.get("train-accuracy"),
+            "train_loss": report.metrics.get("train-loss"),
+            "invited": report.invited,
+            "survivors": report.survivors,
+            "lost": dict(report.lost),
+            "attempts": report.attempts,
+            "aborted": list(report.aborted),
+            "clipped": report.clipped,
+            "uplink_bytes": report.traffic.up_total,
+            "uplink_payload_bytes": report.traffic.up_payload,
+            "downlink_bytes": report.traffic.down_total,
+            "uploads": report.traffic.uploads,
+            "epsilon": finite(report.epsilon),
+            "seconds": round(self._trained - self._began, 3),
+        }
+
+    def _postfix(self, report: RoundReport) -> str:
+        accuracy = "" if self._evaluation is None else f"acc {self._evaluation.accuracy:.3f}, "
+        up = report.traffic.up_total / max(1, report.traffic.uploads)
+        return f"{accuracy}up {up / 1024:.1f} KiB/client, epsilon {report.epsilon:.3g}"
+
+    def _summary(self, release: Mapping[str, object] | None) -> dict[str, object]:
+        job, preflight = self._job, self._preflight
+        if job is None or preflight is None or self._initial is None:
+            return {"completed_rounds": 0, "stopped": "before the first round"}
+        evaluation = self._evaluation or self._initial
+        seconds = self._trained - self._began
+        trained = sum(report.traffic.uploads for report in self._reports)
+        spent = self._reports[-1].epsilon if self._reports else preflight.epsilon
+        return {
+            "experiment": job.name,
+            "seed": job.seed,
+            "rounds": job.rounds,
+            "completed_rounds": len(self._reports),
+            "stopped": self._stopped,
+            "clients": job.clients,
+            "clients_per_round": job.clients_per_round,
+            "parameters": preflight.parameters,
+            "initial_accuracy": self._initial.accuracy,
+            "accuracy": evaluation.accuracy,
+            "loss": evaluation.loss,
+            **self._bytes(preflight.parameters),
+            "secagg": self._secagg(job),
+            "epsilon": finite(spent),
+            "delta": preflight.delta,
+            "seconds_total": round(seconds, 3),
+            "clients_per_second": round(trained / seconds, 2) if seconds else 0.0,
+            "peak_memory_mb": round(_peak_memory_mb(), 1),
+            "release": None if release is None else dict(release),
+        }
+
+    def _bytes(self, parameters: int) -> dict[str, object]:
+        total = sum((report.traffic for report in self._reports), Traffic())
+        uploads, downloads = max(1, total.uploads), max(1, total.downloads)
+        up, payload = total.up_total / uploads, total.up_payload / uploads
+        down = total.down_total / downloads
+        plain = FLOAT_BYTES * parameters
+        return {
+            "uplink_bytes_per_client_round": round(up, 1),
+            "uplink_payload_bytes_per_client_round": round(payload, 1),
+            "uplink_bits_per_parameter": round(8 * payload / parameters, 4),
+            "uplink_reduction": round(plain / up, 3) if up else None,
+            "uplink_payload_reduction": round(plain / payload, 3) if payload else None,
+            "downlink_bytes_per_client_round": round(down, 1),
+            "downlink_reduction": round(plain / down, 3) if down else None,
+        }
+
+    def _secagg(self, job: Job) -> dict[str, object] | None:
+        if job.plan is None or not isinstance(job.secagg, Bonawitz):
+            return None
+        return {
+            "protocol": job.secagg.kind,
+            "neighbours": max((report.neighbours for report in self._reports), default=0),
+            "threshold": max((report.threshold for report in self._reports), default=0),
+            "dropped_clients": sum(sum(report.lost.values()) for report in self._reports),
+            "aborted_rounds": sum(report.survivors == 0 for report in self._reports),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseSummary:
+    """What `summary.json` says about the released model."""
+
+    path: str
+    version: int
+    onnx_bytes: int
+    agreement: float
+    float_accuracy: float
+    int8_accuracy: float
+    device_latency_ms: float
+    device_peak_memory_mb: float
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the fields by name."""
+        return asdict(self)
+
+
+def finite(value: float) -> float | str:
+    """Return `value`, or "inf", which JSON has no number for."""
+    return value if value < inf else "inf"
+
+
+def _peak_memory_mb() -> float:
+    """Return the largest resident size of this process, in MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6

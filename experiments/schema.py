@@ -1,0 +1,112 @@
+"""Where configuration becomes code; nothing below this package imports Hydra.
+
+YAML chooses between the options of a group and sets their numbers. It never names a
+Python class and never changes the order of the stages: the order is a security
+property, and lives in `fedcore.pipeline`. The types are the library's own frozen
+dataclasses, so a field is declared once and its range is checked once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal, TypeAlias
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+from pydantic import Discriminator, TypeAdapter, ValidationError
+
+from fedcore.errors import ConfigurationError
+from fedcore.job import Job, explain
+
+
+@dataclass(frozen=True, slots=True)
+class InProcess:
+    """All clients in this process, or in forked workers.
+
+    Attributes:
+        workers: Processes that train clients; 0 trains them in this one.
+    """
+
+    workers: int = 0
+    kind: Literal["in_process"] = "in_process"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.workers <= 256:
+            msg = f"engine.workers must be in 0..256, got {self.workers}"
+            raise ConfigurationError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Ray:
+    """Flower's simulation engine.
+
+    Attributes:
+        cpus_per_client: As many clients train at once as fit into the cores.
+    """
+
+    cpus_per_client: float = 1.0
+    kind: Literal["ray"] = "ray"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cpus_per_client <= 1024:
+            msg = f"engine.cpus_per_client must be in (0, 1024], got {self.cpus_per_client}"
+            raise ConfigurationError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxInt8:
+    """Export the final model to int8 ONNX, sign it, and try it as a device would.
+
+    Attributes:
+        key: File of the signing key; None makes one in the output folder.
+    """
+
+    key: str | None = None
+    kind: Literal["onnx_int8"] = "onnx_int8"
+
+
+@dataclass(frozen=True, slots=True)
+class NoRelease:
+    """Keep the final model to ourselves."""
+
+    kind: Literal["none"] = "none"
+
+
+Engine: TypeAlias = Annotated[InProcess | Ray, Discriminator("kind")]
+ReleaseConfig: TypeAlias = Annotated[OnnxInt8 | NoRelease, Discriminator("kind")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment(Job):
+    """A job, and where it runs.
+
+    Attributes:
+        engine: What carries the messages.
+        release: What becomes of the final model.
+        output: Folder that the run writes.
+    """
+
+    engine: Engine
+    release: ReleaseConfig
+    output: str
+
+    @property
+    def job(self) -> Job:
+        """What is the same wherever it runs."""
+        return Job(**{field.name: getattr(self, field.name) for field in fields(Job)})
+
+
+def to_experiment(cfg: DictConfig) -> Experiment:
+    """Convert composed YAML into the typed value that the library takes.
+
+    Raises:
+        ConfigurationError: A key is missing, unknown, of the wrong type or out of range.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        return TypeAdapter(Experiment).validate_python(values, extra="forbid")
+    except MissingMandatoryValue as error:
+        msg = f"{error.full_key}: a value is missing; give it as {error.full_key}=..."
+        raise ConfigurationError(msg) from None
+    except ValidationError as error:
+        raise ConfigurationError(explain(error)) from None

@@ -1,0 +1,209 @@
+"""One training run from its configuration to its report.
+
+Nothing is written before everything that can be checked was checked. From then on the
+run's folder is readable at any moment: rounds and ledger are written as they finish.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from clients.client_app import build_client_app, replayed_entropy
+from clients.secagg_mod import DevicePolicy
+from experiments.recorder import Recorder, ReleaseSummary
+from experiments.report import write_report
+from experiments.schema import Experiment, InProcess, NoRelease, Ray
+from fedcore.crypto import SystemEntropy
+from fedcore.engine import run_in_process, run_on_ray
+from fedcore.errors import ConfigurationError
+from fedcore.job import Job, Preflight, check
+from fedcore.manifest import Provenance
+from fedcore.models import build
+from fedcore.pipeline import Bonawitz
+from fedcore.release import load_or_create_key, release_model
+from fedcore.training import one_thread, set_arrays
+from strategies.server_app import build_server_app
+
+CALIBRATION_EXAMPLES = 256
+
+
+def run_experiment(experiment: Experiment, cfg: DictConfig) -> dict[str, object]:
+    """Check, train, release, report; return the summary.
+
+    Raises:
+        ConfigurationError: Something cannot work; nothing was written.
+        KeyboardInterrupt: The user stopped the run; what was finished is on disk.
+    """
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # the progress bar says it better
+    one_thread()
+    job = experiment.job
+    folder = _new_folder(experiment.output)
+    preflight = check(job)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_configuration(folder, cfg)
+    recorder = Recorder(folder, quiet=not sys.stderr.isatty())
+    _announce(job, preflight, folder)
+    release: ReleaseSummary | None = None
+    try:
+        _run(experiment, job, preflight, recorder)
+        release = _release(experiment, job, preflight, recorder, folder)
+    except KeyboardInterrupt:
+        recorder.stopped("interrupted")
+        raise
+    finally:
+        summary = recorder.close(None if release is None else release.to_dict())
+        report = write_report(folder)
+        print(_closing(summary, report))
+    return summary
+
+
+def _new_folder(output: str) -> Path:
+    folder = Path(output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        msg = f"output must be a new or empty folder, got {output}: choose another"
+        raise ConfigurationError(msg)
+    return folder
+
+
+def _write_configuration(folder: Path, cfg: DictConfig) -> None:
+    """Write what Hydra would have written, had it been allowed to before the checks."""
+    from hydra.core.hydra_config import HydraConfig  # noqa: PLC0415 - only set inside a command
+
+    (folder / ".hydra").mkdir(exist_ok=True)
+    (folder / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        overrides = OmegaConf.to_yaml(hydra.overrides.task)
+        (folder / ".hydra" / "overrides.yaml").write_text(overrides, encoding="utf-8")
+        (folder / ".hydra" / "hydra.yaml").write_text(OmegaConf.to_yaml(hydra), encoding="utf-8")
+
+
+def _run(experiment: Experiment, job: Job, preflight: Preflight, recorder: Recorder) -> None:
+    server = build_server_app(recorder, preflight)
+    client = build_client_app(
+        DevicePolicy(require_masks=isinstance(job.secagg, Bonawitz)),
+        entropy=replayed_entropy(job.seed),
+    )
+    run_config = {"job": job.to_json()}
+    match experiment.engine:
+        case InProcess(workers):
+            run_in_process(
+                server, client, num_nodes=job.clients, run_config=run_config, workers=workers
+            )
+        case Ray(cpus):
+            run_on_ray(server, client, job.clients, run_config, cpus_per_client=cpus)
+
+
+def _release(
+    experiment: Experiment, job: Job, preflight: Preflight, recorder: Recorder, folder: Path
+) -> ReleaseSummary | None:
+    """Export, sign, read back and try the final model."""
+    if isinstance(experiment.release, NoRelease) or recorder.arrays is None:
+        return None
+    dataset = preflight.dataset
+    model = build(job.model, dataset.input_shape, dataset.classes, job.seed)
+    set_arrays(model, recorder.arrays)
+    key_path = Path(experiment.release.key or folder / "signing.key")
+    report = release_model(
+        model,
+        folder=folder / "model",
+        name=job.name,
+        labels=tuple(str(label) for label in range(dataset.classes)),
+        calibration=dataset.x_test[:CALIBRATION_EXAMPLES],
+        x_test=dataset.x_test,
+        y_test=dataset.y_test,
+        key=load_or_create_key(key_path, SystemEntropy()),
+        provenance=Provenance(
+            run_id=folder.name,
+            seed=job.seed,
+            rounds=job.rounds,
+            epsilon=float(preflight.epsilon),
+            delta=float(preflight.delta or 0.0),
+            config_digest=hashlib.sha256(job.to_json().encode()).hexdigest(),
+        ),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return ReleaseSummary(
+        path=str(report.path),
+        version=report.version,
+        onnx_bytes=report.onnx_bytes,
+        agreement=report.agreement,
+        float_accuracy=report.float_accuracy,
+        int8_accuracy=report.device.accuracy,
+        device_latency_ms=report.device.latency_ms,
+        device_peak_memory_mb=report.device.peak_memory_mb,
+    )
+
+
+def _announce(job: Job, preflight: Preflight, folder: Path) -> None:
+    masks = "masked" if preflight.bound and preflight.bound.secagg else "in the clear"
+    bits = f"in a {preflight.bound.ring.bits}-bit ring" if preflight.bound else "as float32"
+    print(
+        f"{job.name}: {preflight.parameters:,} weights, {job.rounds} rounds, "
+        f"{job.clients_per_round} of {job.clients} clients a round, uploads {masks} {bits}, "
+        f"epsilon {preflight.epsilon:.3g} after the last round\n{folder}",
+        flush=True,
+    )
+
+
+def _closing(summary: dict[str, object], report: Path) -> str:
+    """Return the one block that a user reads at the end."""
+    rows = [("rounds", f"{summary.get('completed_rounds')} of {summary.get('rounds')}")]
+    if summary.get("stopped"):
+        rows.append(("stopped", str(summary["stopped"])))
+    if "accuracy" in summary:
+        rows += _result_rows(summary)
+    rows.append(("report", str(report)))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def _result_rows(summary: dict[str, object]) -> list[tuple[str, str]]:
+    secagg, release = summary["secagg"], summary["release"]
+    rows = [
+        ("test accuracy", f"{summary['accuracy']:.4f}"),
+        ("privacy", f"epsilon {_short(summary['epsilon'])}, delta {_short(summary['delta'])}"),
+        (
+            "upload",
+            f"{summary['uplink_payload_bytes_per_client_round']:,.0f} bytes a client and round "
+            f"({summary['uplink_payload_reduction']:.1f}x smaller than float32), "
+            f"{summary['uplink_bytes_per_client_round']:,.0f} with keys, shares and metrics",
+        ),
+    ]
+    if isinstance(secagg, dict):
+        rows.append(
+            (
+                "secure sum",
+                f"{secagg['neighbours']} neighbours, threshold {secagg['threshold']}, "
+                f"{secagg['dropped_clients']} clients lost, "
+                f"{secagg['aborted_rounds']} rounds aborted",
+            )
+        )
+    if isinstance(release, dict):
+        rows.append(
+            (
+                "release",
+                f"{release['path']}: {release['onnx_bytes']:,} bytes, verified and run without "
+                f"torch, accuracy {release['int8_accuracy']:.4f}, agreement "
+                f"{release['agreement']:.4f}",
+            )
+        )
+    rows.append(
+        (
+            "speed",
+            f"{summary['seconds_total']:.1f} s, "
+            f"{summary['clients_per_second']:.0f} clients a second, "
+            f"{summary['peak_memory_mb']:.0f} MB",
+        )
+    )
+    return rows
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
