@@ -9,11 +9,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from experiments.command import one_line_errors, run_command
+from experiments.command import CONF, one_line_errors, run_command
 from fedcore.errors import ConfigurationError
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
+@hydra.main(version_base="1.3", config_path=CONF, config_name="benchmark")
 def main(cfg: DictConfig) -> None:
     """Run one suite, print its table, keep its rows."""
     with one_line_errors():

@@ -11,12 +11,15 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from fedcore.errors import FedcoreError
 
+CONF = str(Path(__file__).parents[1] / "conf")
+"""Absolute, since Hydra reads a relative path in two different ways."""
 WRONG = 2
 INTERRUPTED = 130
 

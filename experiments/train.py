@@ -5,10 +5,10 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from experiments.command import one_line_errors, run_command
+from experiments.command import CONF, one_line_errors, run_command
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+@hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 def main(cfg: DictConfig) -> None:
     """Compose, convert once, run."""
     with one_line_errors():

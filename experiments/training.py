@@ -168,7 +168,7 @@ def _result_rows(summary: dict[str, object]) -> list[tuple[str, str]]:
     secagg, release = summary["secagg"], summary["release"]
     rows = [
         ("test accuracy", f"{summary['accuracy']:.4f}"),
-        ("privacy", f"epsilon {_short(summary['epsilon'])}, delta {_short(summary['delta'])}"),
+        ("privacy", _privacy(summary)),
         (
             "upload",
             f"{summary['uplink_payload_bytes_per_client_round']:,.0f} bytes a client and round "
@@ -203,6 +203,12 @@ def _result_rows(summary: dict[str, object]) -> list[tuple[str, str]]:
         )
     )
     return rows
+
+
+def _privacy(summary: dict[str, object]) -> str:
+    if summary["epsilon"] == "inf":
+        return "none: epsilon inf"
+    return f"epsilon {_short(summary['epsilon'])}, delta {_short(summary['delta'])}"
 
 
 def _short(value: object) -> str:

@@ -1,0 +1,439 @@
+"""The page that explains one training run: `python -m experiments.report outputs/...`.
+
+A run leaves numbers behind: `summary.json`, `metrics.jsonl`, `ledger.json` and Hydra's
+`overrides.yaml`. Here they are read and checked (`read_run`), drawn and written as one
+`report.html` that needs no other file, no script and no network. The words of the page
+are in `templates/`; this module only decides what is true. A run that was interrupted,
+even before its first round, has a report like any other.
+
+Two figures may look alike and are not: the epsilon that the run noted, and the one that
+its ledger costs when it is composed again. The page shows whether they agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from math import exp, inf, isclose, isfinite, isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from experiments import plots
+from fedcore import __version__
+from fedcore.errors import ConfigurationError
+from fedcore.privacy import PrivacyLedger, Release
+
+if TYPE_CHECKING:  # jinja2 is loaded when a page is written
+    from jinja2 import Environment
+
+REPORT: Final = "report.html"
+FLOAT_BYTES: Final = 4
+TEMPLATES: Final = Path(__file__).parent / "templates"
+_MEANINGFUL_EPSILON: Final = 10.0
+"""Beyond it e^epsilon is a factor in the ten thousands: a bound in name only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One line of `metrics.jsonl`; bytes are summed over the round's clients."""
+
+    round: int
+    accuracy: float | None
+    loss: float | None
+    train_accuracy: float | None
+    train_loss: float | None
+    invited: int
+    survivors: int
+    lost: dict[str, int]
+    attempts: int
+    aborted: list[str]
+    clipped: int | None
+    uplink_bytes: int
+    uplink_payload_bytes: int
+    downlink_bytes: int
+    uploads: int
+    epsilon: float
+    seconds: float
+
+    @property
+    def client_bytes(self) -> float:
+        """What a client sent that took part in every attempt."""
+        if self.uploads:
+            return self.uplink_bytes * self.attempts / self.uploads
+        return self.uplink_bytes / max(1, self.invited)
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """`secagg` in `summary.json`."""
+
+    protocol: str
+    neighbours: int
+    threshold: int
+    dropped_clients: int
+    aborted_rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """`release` in `summary.json`."""
+
+    path: str
+    version: int
+    onnx_bytes: int
+    agreement: float | None
+    float_accuracy: float | None
+    int8_accuracy: float | None
+    device_latency_ms: float | None
+    device_peak_memory_mb: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """`summary.json`; None for what a run that was cut short cannot know."""
+
+    experiment: str
+    seed: int
+    rounds: int
+    completed_rounds: int
+    stopped: str | None
+    clients: int
+    clients_per_round: int
+    parameters: int
+    initial_accuracy: float | None
+    accuracy: float | None
+    loss: float | None
+    uplink_bytes_per_client_round: float | None
+    uplink_payload_bytes_per_client_round: float | None
+    uplink_bits_per_parameter: float | None
+    uplink_reduction: float | None
+    uplink_payload_reduction: float | None
+    downlink_bytes_per_client_round: float | None
+    downlink_reduction: float | None
+    secagg: Masks | None
+    epsilon: float
+    delta: float | None
+    seconds_total: float
+    clients_per_second: float
+    peak_memory_mb: float
+    release: Published | None
+
+
+Record = TypeVar("Record", Round, Summary)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that a run's folder says, and what follows from it."""
+
+    summary: Summary
+    rounds: Sequence[Round]
+    ledger: PrivacyLedger | None
+    overrides: Sequence[str]
+
+    @property
+    def released(self) -> bool:
+        """Whether any round revealed its sum; an aborted one reveals nothing."""
+        return any(entry.survivors for entry in self.rounds)
+
+    @property
+    def private(self) -> bool:
+        """Whether all that was released had noise."""
+        return self.released and isfinite(self.summary.epsilon)
+
+    @property
+    def last_release(self) -> Release | None:
+        """The newest entry of the ledger."""
+        return self.ledger.releases[-1] if self.ledger and self.ledger.releases else None
+
+    @property
+    def ledger_agrees(self) -> bool:
+        """Whether the ledger, composed again, costs what the summary says."""
+        if self.ledger is None or not self.ledger.releases:
+            return not self.private  # without an entry nothing was bounded
+        return isclose(self.ledger.epsilon, self.summary.epsilon, rel_tol=1e-3)
+
+    @property
+    def odds(self) -> float | None:
+        """The factor e^epsilon; None if it says nothing any more."""
+        epsilon = self.summary.epsilon
+        return exp(epsilon) if epsilon <= _MEANINGFUL_EPSILON else None
+
+    @property
+    def lost(self) -> int:
+        """How often an invited client fell silent or broke the protocol."""
+        return sum(sum(entry.lost.values()) for entry in self.rounds)
+
+    @property
+    def recovered(self) -> int:
+        """How many of those were in a round that went on without them."""
+        return sum(sum(entry.lost.values()) for entry in self.rounds if entry.survivors)
+
+    @property
+    def command(self) -> str:
+        """What to type to do it again, into a new folder."""
+        kept = [entry for entry in self.overrides if not entry.lstrip("+").startswith("output=")]
+        return shlex.join(["python", "-m", "experiments.train", *kept])
+
+    def epsilon_after(self, round_number: int) -> float | None:
+        """Return what was spent after that round; None if it is not on record."""
+        return next((row.epsilon for row in self.rounds if row.round == round_number), None)
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` and its pictures into a run's folder; return the page's path.
+
+    Raises:
+        ConfigurationError: `folder` is not that of a run, or cannot be written to.
+    """
+    run = read_run(folder)
+    pictures = draw(run)
+    page = _environment().get_template("report.html").render(
+        run=run,
+        summary=run.summary,
+        version=__version__,
+        images={
+            name: "data:image/png;base64," + b64encode(png).decode()
+            for name, png in pictures.items()
+        },
+    )  # fmt: skip
+    try:
+        for name, png in pictures.items():
+            (folder / f"{name}.png").write_bytes(png)
+        (folder / REPORT).write_text(page, encoding="utf-8")
+    except OSError as error:
+        msg = f"cannot write the report into {folder}: {error.strerror or error}"
+        raise ConfigurationError(msg) from error
+    return folder / REPORT
+
+
+def draw(run: Run) -> dict[str, bytes]:
+    """Return the pictures of a run, PNG by name."""
+    summary, tested, sent = run.summary, [], 0.0
+    for entry in run.rounds:
+        sent += entry.client_bytes
+        if entry.accuracy is not None:
+            tested.append((entry.round, sent, entry.accuracy))
+    start = [] if summary.initial_accuracy is None else [(0, summary.initial_accuracy)]
+    update = FLOAT_BYTES * summary.parameters
+    return {
+        "accuracy": plots.accuracy_over_rounds(
+            [*start, *((number, accuracy) for number, _, accuracy in tested)],
+            [(r.round, r.train_accuracy) for r in run.rounds if r.train_accuracy is not None],
+        ),
+        "accuracy_by_bytes": plots.accuracy_over_bytes(
+            [(cumulated, accuracy) for _, cumulated, accuracy in tested],
+            update * (tested[-1][0] if tested else 0),
+        ),
+        "epsilon": plots.epsilon_over_rounds(
+            [(entry.round, entry.epsilon) for entry in run.rounds],
+            delta=summary.delta,
+            budget=run.ledger.epsilon_budget if run.ledger else None,
+        ),
+        "bytes": plots.bytes_of_one_round(
+            summary.uplink_payload_bytes_per_client_round or 0.0,
+            summary.uplink_bytes_per_client_round or 0.0,
+            update,
+        ),
+    }
+
+
+def read_run(folder: Path) -> Run:
+    """Return what a training run wrote into `folder`.
+
+    Raises:
+        ConfigurationError: A file is missing, malformed, or contradicts another.
+    """
+    if not folder.is_dir():
+        msg = f"{folder} must be the folder of a training run, found no folder there"
+        raise ConfigurationError(msg)
+    text = _text(folder / "summary.json")
+    if text is None:
+        msg = (
+            f"{folder} must hold summary.json, which a run writes when it ends: name the folder "
+            "of a training run that has ended"
+        )
+        raise ConfigurationError(msg)
+    summary = _typed(Summary, _started(_json(text, "summary.json"), folder), "summary.json")
+    lines = _text(folder / "metrics.jsonl")
+    if lines is None and summary.completed_rounds:
+        msg = (
+            f"{folder} must hold metrics.jsonl with the {summary.completed_rounds} rounds that "
+            "summary.json counts, found no such file: restore it"
+        )
+        raise ConfigurationError(msg)
+    return Run(summary, _rounds(lines or ""), _ledger(folder), _overrides(folder))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, or 2 after an error."""
+    options = _parser().parse_args(arguments)
+    try:
+        path = write_report(options.folder)
+    except ConfigurationError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(path)
+    return 0
+
+
+def _text(path: Path) -> str | None:
+    """Return a file's text; None if there is no such file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path.name} must be a readable UTF-8 file, found otherwise: {error}"
+        raise ConfigurationError(msg) from error
+
+
+def _json(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        msg = f"{where} must be JSON, found otherwise: {error}"
+        raise ConfigurationError(msg) from error
+    if not isinstance(values, dict):
+        msg = f"{where} must be a JSON object, found {type(values).__name__}"
+        raise ConfigurationError(msg)
+    return values
+
+
+def _started(values: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """Complete the summary of a run that ended before its clients were found."""
+    if "experiment" in values or values.get("completed_rounds") != 0:
+        return values
+    # Annotations are strings here: zero for numbers, None for what may be unknown.
+    unknown = {
+        entry.name: 0 if entry.type in {"int", "float"} else None for entry in fields(Summary)
+    }
+    return {**unknown, "experiment": folder.resolve().name, **values}
+
+
+def _typed(target: type[Record], values: Mapping[str, Any], where: str) -> Record:
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - --help needs no pydantic
+
+    try:
+        # JSON has no infinity: pydantic reads "inf", as an infinite epsilon is written.
+        result = TypeAdapter(target).validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        msg = f"{where}: {key}: {first['msg']}, got {first['input']!r:.60}: restore the file"
+        raise ConfigurationError(msg) from error
+    _check_ranges(asdict(result), where)
+    return result
+
+
+def _check_ranges(values: object, where: str) -> None:
+    """Refuse negative numbers, and shares above 1; a loss may be anything, NaN included."""
+    for name, value in values.items() if isinstance(values, dict) else ():
+        if isinstance(value, dict):
+            _check_ranges(value, where)
+        limit = 1.0 if name.endswith(("accuracy", "agreement", "delta")) else inf
+        if isinstance(value, int | float) and not name.endswith("loss") and not 0 <= value <= limit:
+            msg = f"{where}: {name} must be in [0, {limit:g}], got {value}: restore the file"
+            raise ConfigurationError(msg)
+
+
+def _rounds(text: str) -> tuple[Round, ...]:
+    """Return the rounds; a last line without its end belongs to a round that was cut off."""
+    *lines, _ = text.split("\n")
+    rounds = []
+    for number, line in enumerate(lines, start=1):
+        where = f"metrics.jsonl, line {number}"
+        rounds.append(_typed(Round, _json(line, where), where))
+    if any(late.round <= early.round for early, late in pairwise(rounds)):
+        msg = "metrics.jsonl must count its rounds upwards: restore the file of a single run"
+        raise ConfigurationError(msg)
+    return tuple(rounds)
+
+
+def _ledger(folder: Path) -> PrivacyLedger | None:
+    text = _text(folder / "ledger.json")
+    if text is None:
+        return None
+    try:
+        return PrivacyLedger.from_json(text)
+    except ConfigurationError as error:
+        msg = f"ledger.json: {error}"
+        raise ConfigurationError(msg) from error
+
+
+def _overrides(folder: Path) -> tuple[str, ...]:
+    text = _text(folder / ".hydra" / "overrides.yaml")
+    if text is None:
+        return ()
+    # Hydra brings it; it has no types.
+    from yaml import YAMLError, safe_load  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    try:
+        values = safe_load(text)
+    except YAMLError as error:
+        msg = f".hydra/overrides.yaml must be YAML, found otherwise: {error}"
+        raise ConfigurationError(msg) from error
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        msg = f".hydra/overrides.yaml must be a list of strings, got {values!r:.60}"
+        raise ConfigurationError(msg)
+    return tuple(values)
+
+
+def _environment() -> Environment:
+    """Return the templates' environment; what is not known is shown as a dash."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415 - for --help
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "size": lambda value: plots.human_bytes(value) if value else "–",
+        "compared": plots.compared,
+        "percent": lambda value: "–" if value is None else f"{value:.1%}",
+        "number": _number,
+        "seconds": _seconds,
+    }
+    return environment
+
+
+def _number(value: float | None) -> str:
+    if value is None or isnan(value):
+        return "–"
+    if value == inf:
+        return "∞"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}".replace("e-0", "e-")
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if value < 120 else f"{value / 60:.3g} min"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report",
+        description="Explain one training run: write report.html, one page that needs no other "
+        "file, and its plots as PNG files into the run's folder, and print the page's path. "
+        "A training run does so by itself; do it again after an update, or for a run from "
+        "elsewhere. Interrupted runs have a report like any other.",
+        epilog="Exit status: 0, or 2 with one line on stderr when the folder is not that of a "
+        "training run.",
+    )
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER",
+        help="of a training run: holds summary.json, metrics.jsonl and ledger.json",
+    )  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Every YAML composes, and says exactly what the library's types say."""
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+from experiments.schema import Experiment, to_experiment
+from fedcore.errors import ConfigurationError
+
+CONF = Path(__file__).parents[2] / "conf"
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "experiment")
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+# What an option needs beside it, because the types refuse it alone.
+PLAIN = ["clip=none", "rotate=none", "quantize=none", "secagg=none"]
+COMPANIONS = {
+    ("data", "npz"): ["data.path=some.npz"],
+    ("data", "hub"): ["data.name=some/set"],
+    ("clip", "none"): PLAIN,
+    ("quantize", "none"): PLAIN,
+    ("rotate", "none"): ["quantize=uniform"],
+    ("privacy", "distributed_gaussian"): ["weighting=uniform"],
+    ("privacy", "distributed_skellam"): ["weighting=uniform"],
+    ("privacy", "example_level"): ["weighting=uniform"],
+    ("strategy", "krum"): PLAIN,
+    ("strategy", "fedmedian"): PLAIN,
+    ("strategy", "fedtrimmedavg"): PLAIN,
+}
+
+
+def composed(*overrides: str) -> Experiment:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return to_experiment(compose("train", [*overrides, "output=unused"]))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_into_a_valid_experiment(group, option):
+    experiment = composed(f"{group}={option}", *COMPANIONS.get((group, option), []))
+    chosen = getattr(experiment, group)
+    written = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
+    assert chosen.kind == written["kind"]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_spells_out_every_field_of_its_type(group, option):
+    experiment = composed(f"{group}={option}", *COMPANIONS.get((group, option), []))
+    chosen = getattr(experiment, group)
+    assert is_dataclass(chosen)
+    written = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
+    assert written.keys() == {field.name for field in fields(chosen)}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_names_itself(name):
+    experiment = composed(f"experiment={name}", *(["data.path=x.npz"] if "mnist" in name else []))
+    assert experiment.name == name
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_first_comment_of_an_experiment_is_the_command_to_run_it(name):
+    lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert lines[1].startswith(f"# python -m experiments.train experiment={name}")
+
+
+def test_the_root_file_and_the_type_have_the_same_keys():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        keys = set(compose("train", []))
+    assert keys == {field.name for field in fields(Experiment)}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_kind_of_every_union_has_a_file(group):
+    hint = get_type_hints(Experiment)[group]
+    members = get_args(hint) or (hint,)
+    kinds = {kind for member in members for kind in get_args(get_type_hints(member)["kind"])}
+    files = (yaml.safe_load(path.read_text()) for path in (CONF / group).glob("*.yaml"))
+    assert kinds == {file["kind"] for file in files}
+
+
+def test_a_missing_value_is_named():
+    with pytest.raises(ConfigurationError, match=r"^data\.path: a value is missing"):
+        composed("data=npz")
+
+
+def test_the_order_of_stages_is_not_configurable():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        text = str(compose("train", []))
+    assert "_target_" not in text
+    assert "order" not in text

@@ -1,0 +1,179 @@
+"""A round that a test can stop between any two messages, look into and tamper with.
+
+`Rehearsal` drives the real states of both ends, one stage at a time. `refusal` is
+`pytest.raises` that also searches the error, and every error behind it, for secrets.
+"""
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from fedcore.crypto import Entropy, ReplayedEntropy
+from fedcore.secagg import ClientState, Outcome, Plan, encode, invite, join, step
+from fedcore.secagg.messages import Invitation, Reply, Request
+from fedcore.secagg.server import (
+    AwaitingAdvertisements,
+    AwaitingInputs,
+    AwaitingReveals,
+    AwaitingShares,
+    ServerState,
+)
+
+RECEIVE = {
+    AwaitingAdvertisements: AwaitingAdvertisements.on_advertisement,
+    AwaitingShares: AwaitingShares.on_shares,
+    AwaitingInputs: AwaitingInputs.on_input,
+    AwaitingReveals: AwaitingReveals.on_reveal,
+}
+STAGES = ("advertise", "share", "upload", "reveal")
+# Key material looks like one of these: a long hexadecimal word, or the repr of bytes.
+SECRET_LOOKING = re.compile(r"[0-9a-fA-F]{16}|\\x[0-9a-f]{2}")
+
+
+def complete_plan(clients: int = 5, **changes: object) -> Plan:
+    """A complete graph with the lowest threshold, 6 coordinates of 16 bits."""
+    values = {
+        "clients": clients,
+        "neighbours": clients - 1,
+        "threshold": (clients - 1) // 2 + 1,
+        "minimum_survivors": 2,
+        "ring_bits": 16,
+        "dim": 6,
+    }
+    return Plan(**(values | changes))
+
+
+@dataclass
+class Rehearsal:
+    """One round; `advance` plays a stage, and leaves what was said in `log`."""
+
+    plan: Plan
+    entropy: Entropy = field(default_factory=lambda: ReplayedEntropy(b"rehearsal"))
+    vectors: Mapping[int, np.ndarray] = field(default_factory=dict)
+    states: dict[int, ClientState] = field(default_factory=dict)
+    replies: dict[int, Reply] = field(default_factory=dict)
+    log: list[tuple[int, Request | Reply]] = field(default_factory=list)
+    outcome: Outcome | None = None
+
+    def __post_init__(self) -> None:
+        self.server: ServerState
+        self.requests: dict[int, Request]
+        self.server, self.requests = invite(self.plan)
+        if not self.vectors:
+            self.vectors = {
+                client: self.plan.ring.reduce(np.arange(self.plan.dim) + 100 * client)
+                for client in range(self.plan.clients)
+            }
+
+    def answer(self, client: int, request: Request) -> tuple[ClientState, Reply]:
+        """What `client` would do; nothing is recorded, so a test may ask twice."""
+        entropy = self.entropy.child(f"client={client}")
+        if isinstance(request, Invitation):
+            return join(request, entropy)
+        vector = self.vectors[client]
+        return step(self.states[client], request, entropy=entropy, vector=vector)
+
+    def listen(self, absent: frozenset[int] | set[int] = frozenset()) -> "Rehearsal":
+        """Let the clients answer; the server has not heard them yet."""
+        self.replies = {}
+        for client, request in self.requests.items():
+            self.log.append((client, request))
+            if client not in absent:
+                self.states[client], self.replies[client] = self.answer(client, request)
+                self.log.append((client, self.replies[client]))
+        return self
+
+    def hear(self, *, backwards: bool = False) -> "Rehearsal":
+        """Let the server take the answers and close the stage."""
+        receive = RECEIVE[type(self.server)]
+        for client in sorted(self.replies, reverse=backwards):
+            self.server = receive(self.server, client, self.replies[client])
+        closed = self.server.close()
+        if isinstance(closed, Outcome):
+            self.outcome = closed
+        else:
+            self.server, self.requests = closed
+        return self
+
+    def advance(
+        self, until: str | None = None, absent: Mapping[int, str] | None = None, **order: bool
+    ) -> "Rehearsal":
+        """Play from where we are until the requests of stage `until` lie ready, or to the end."""
+        start = list(RECEIVE).index(type(self.server))
+        for name in STAGES[start : None if until is None else STAGES.index(until)]:
+            gone = {
+                client
+                for client, since in (absent or {}).items()
+                if STAGES.index(since) <= STAGES.index(name)
+            }
+            self.listen(gone).hear(**order)
+        return self
+
+    def transcript(self) -> list[bytes]:
+        return [encode(message, self.plan) for _, message in self.log]
+
+
+def whole_round(
+    plan: Plan,
+    absent: Mapping[int, str] | None = None,
+    *,
+    backwards: bool = False,
+    **fields: object,
+) -> Rehearsal:
+    """All four stages."""
+    return Rehearsal(plan, **fields).advance(absent=absent, backwards=backwards)
+
+
+def at_stage(stage: str, plan: Plan | None = None, **absent: str) -> Rehearsal:
+    """A round whose requests of `stage` lie ready; `absent` is spelled c3="upload"."""
+    gone = {int(name[1:]): since for name, since in absent.items()}
+    return Rehearsal(plan or complete_plan()).advance(stage, gone)
+
+
+@contextmanager
+def refusal(
+    error: type[Exception], match: str | None = None
+) -> Iterator[pytest.ExceptionInfo[Exception]]:
+    """`pytest.raises`, for errors that give nothing away."""
+    with pytest.raises(error, match=match) as caught:
+        yield caught
+    link: BaseException | None = caught.value
+    while link is not None:
+        assert not SECRET_LOOKING.search(f"{link!s} {link!r} {link.args!r}")
+        link = link.__cause__ or link.__context__
+
+
+def numbers(*values: int) -> bytes:
+    """Little-endian words of four bytes, as the wire has them."""
+    return struct.pack(f"<{len(values)}I", *values)
+
+
+def mutations(seed: bytes, count: int, rng: np.random.Generator, keep: int = 4) -> Iterator[bytes]:
+    """`count` descendants of `seed`: flipped, cut, extended, spliced, overwritten, random."""
+    edges = [0, 1, 2, 4, 5, 0x7F, 0x80, 0xFF, 0xFFFF, 0x10000, 2**31, 2**32 - 1]
+    for _ in range(count):
+        data = bytearray(seed)
+        for _ in range(rng.integers(1, 4)):
+            at = int(rng.integers(0, len(data) + 1))
+            match int(rng.integers(0, 7)):
+                case 0 if at < len(data):
+                    data[at] ^= 1 << int(rng.integers(0, 8))
+                case 1:
+                    del data[at:]
+                case 2:
+                    data += rng.bytes(int(rng.integers(1, 40)))
+                case 3:
+                    data[at : at + 4] = numbers(edges[rng.integers(0, len(edges))])
+                case 4:
+                    start = int(rng.integers(0, len(data) + 1))
+                    data[at:at] = data[start : start + int(rng.integers(1, 100))]
+                case 5:
+                    del data[at : at + int(rng.integers(1, 100))]
+                case _:
+                    data[keep:] = rng.bytes(int(rng.integers(0, 200)))
+        yield bytes(data)

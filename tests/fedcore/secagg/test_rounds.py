@@ -1,0 +1,182 @@
+import pickle
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedcore.crypto import ReplayedEntropy
+from fedcore.errors import ConfigurationError, RoundAbortedError
+from fedcore.secagg import Plan, Threat, make_plan, run_round
+from tests.fedcore.secagg.rehearsal import STAGES, complete_plan, refusal, whole_round
+
+ENTROPY = ReplayedEntropy(b"rounds")
+
+
+def inputs_of(plan, seed=0):
+    words = np.random.default_rng(seed).integers(
+        0, plan.ring.mask, (plan.clients, plan.dim), np.uint64, endpoint=True
+    )
+    return {client: row.astype(plan.ring.dtype) for client, row in enumerate(words)}
+
+
+def exact_sum(plan, inputs, survivors):
+    """In integers of any size, without numpy's own wrap-around."""
+    columns = zip(*(inputs[client].tolist() for client in survivors), strict=True)
+    return [sum(column) % 2**plan.ring_bits for column in columns]
+
+
+def before(drops, stage):
+    """Who sends the message of `stage`."""
+    return {c for c, since in drops.items() if STAGES.index(since) <= STAGES.index(stage)}
+
+
+@st.composite
+def complete_rounds(draw):
+    clients = draw(st.integers(2, 8))
+    plan = Plan(
+        clients,
+        clients - 1,
+        draw(st.integers((clients - 1) // 2 + 1, clients - 1)),
+        draw(st.integers(2, clients)),
+        draw(st.integers(1, 64)),
+        draw(st.integers(1, 30)),
+        draw(st.binary(min_size=32, max_size=32)),
+    )
+    drops = draw(st.dictionaries(st.integers(0, clients - 1), st.sampled_from(STAGES)))
+    return plan, drops
+
+
+@settings(deadline=None, max_examples=150)
+@given(complete_rounds(), st.integers(0, 2**32))
+def test_a_round_gives_the_exact_sum_if_and_only_if_enough_clients_remain(case, seed):
+    plan, drops = case
+    inputs = inputs_of(plan, seed)
+    uploaded = inputs.keys() - before(drops, "upload")
+    revealed = inputs.keys() - before(drops, "reveal")
+    enough = len(uploaded) >= plan.minimum_survivors and len(revealed) > plan.threshold
+    if enough:
+        result = run_round(inputs, plan, drops)
+        assert result.survivors == uploaded
+        assert result.total.dtype == plan.ring.dtype
+        assert result.total.tolist() == exact_sum(plan, inputs, uploaded)
+    else:
+        with refusal(RoundAbortedError, r"needed \d+ clients, found \d+") as caught:
+            run_round(inputs, plan, drops)
+        assert caught.value.found < caught.value.needed
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), clients=st.integers(6, 12), half=st.integers(1, 2))
+def test_a_sparse_round_gives_the_exact_sum_or_says_how_many_were_missing(data, clients, half):
+    plan = Plan(
+        clients, 2 * half, half + 1, 2, 16, 5, data.draw(st.binary(min_size=32, max_size=32))
+    )
+    drops = data.draw(
+        st.dictionaries(st.integers(0, clients - 1), st.sampled_from(STAGES), max_size=3)
+    )
+    inputs = inputs_of(plan)
+    result = attempt(inputs, plan, drops)
+    if isinstance(result, RoundAbortedError):
+        assert result.found < result.needed
+        assert drops
+    else:
+        assert result.survivors == inputs.keys() - before(drops, "upload")
+        assert result.total.tolist() == exact_sum(plan, inputs, result.survivors)
+
+
+def attempt(inputs, plan, drops):
+    try:
+        return run_round(inputs, plan, drops)
+    except RoundAbortedError as error:
+        return error
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_third_of_the_clients_may_drop_out_before_any_message(stage):
+    plan = make_plan(20, 40, 24, threat=Threat(dropout=0.35))
+    inputs = inputs_of(plan)
+    drops = dict.fromkeys((0, 3, 4, 11, 17, 19), stage)
+    result = run_round(inputs, plan, drops)
+    assert result.survivors == inputs.keys() - before(drops, "upload")
+    assert result.total.tolist() == exact_sum(plan, inputs, result.survivors)
+
+
+def test_clients_may_drop_out_at_every_stage_of_one_round():
+    plan = make_plan(20, 40, 24, threat=Threat(dropout=0.35))
+    inputs = inputs_of(plan)
+    drops = {0: "advertise", 5: "share", 9: "upload", 10: "upload", 14: "reveal", 19: "reveal"}
+    result = run_round(inputs, plan, drops)
+    assert result.survivors == inputs.keys() - {0, 5, 9, 10}
+    assert result.total.tolist() == exact_sum(plan, inputs, result.survivors)
+
+
+def test_a_round_on_a_sparse_graph_gives_the_exact_sum():
+    plan = make_plan(150, 30, 20, threat=Threat(0.05, 0.1, correctness_bits=20))
+    assert plan.neighbours < 149
+    inputs = inputs_of(plan)
+    drops = {client: STAGES[client % 4] for client in range(0, 150, 15)}
+    result = run_round(inputs, plan, drops, entropy=ENTROPY)
+    assert result.survivors == inputs.keys() - before(drops, "upload")
+    assert result.total.tolist() == exact_sum(plan, inputs, result.survivors)
+
+
+def test_the_attempt_after_an_abort_succeeds():
+    plan = complete_plan(5, context=b"attempt 0".ljust(32))
+    inputs = inputs_of(plan)
+    with refusal(RoundAbortedError, "start a new attempt"):
+        run_round(inputs, plan, {0: "share", 1: "upload", 2: "reveal"})
+    again = replace(plan, context=b"attempt 1".ljust(32))
+    assert run_round(inputs, again, {0: "share"}).survivors == {1, 2, 3, 4}
+
+
+def test_an_abort_survives_pickling():
+    plan = complete_plan(5)
+    with pytest.raises(RoundAbortedError) as caught:
+        run_round(inputs_of(plan), plan, dict.fromkeys(range(4), "share"))
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert str(copy) == str(caught.value)
+    assert (copy.stage, copy.needed, copy.found) == ("sharing", 2, 1)
+
+
+@pytest.mark.parametrize("absent", [{}, {3: "upload"}, {0: "advertise", 4: "reveal"}])
+def test_the_order_of_the_replies_does_not_matter(absent):
+    plan = complete_plan(6, threshold=3)
+    forwards, backwards = (whole_round(plan, absent, backwards=order) for order in (False, True))
+    assert forwards.transcript() == backwards.transcript()
+    assert forwards.outcome.survivors == backwards.outcome.survivors
+    assert forwards.outcome.total.tolist() == backwards.outcome.total.tolist()
+
+
+def test_the_sum_is_the_same_for_any_randomness():
+    plan = complete_plan(5)
+    inputs = inputs_of(plan)
+    totals = [
+        run_round(inputs, plan, {2: "upload"}, entropy=entropy).total.tolist()
+        for entropy in (None, ENTROPY, ENTROPY.child("other"))
+    ]
+    assert totals == [exact_sum(plan, inputs, {0, 1, 3, 4})] * 3
+
+
+def test_clients_may_have_any_names_and_inputs_any_integers():
+    plan = complete_plan(3, ring_bits=8, dim=2, threshold=2)
+    inputs = {-7: np.array([-1, 300]), 10**12: np.array([2, 2]), 5: np.array([0, -300])}
+    result = run_round(inputs, plan)
+    assert result.survivors == {-7, 5, 10**12}
+    assert result.total.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("names", "drops", "found"),
+    [
+        (range(4), {}, "found 4 inputs"),
+        (range(6), {}, "found 6 inputs"),
+        (range(5), {9: "share"}, "drops of [9]"),
+    ],
+)
+def test_inputs_that_do_not_fit_the_plan_are_refused(names, drops, found):
+    plan = complete_plan(5)
+    with refusal(ConfigurationError, f"expected inputs of 5 clients.*{re.escape(found)}"):
+        run_round({name: plan.ring.zeros(6) for name in names}, plan, drops)

@@ -1,0 +1,225 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedcore.errors import ConfigurationError, PeerProtocolError
+from fedcore.ring import packed_size
+from fedcore.secagg import decode, encode
+from fedcore.secagg.messages import (
+    Advertisement,
+    Delivery,
+    EncryptedShares,
+    Invitation,
+    MaskedInput,
+    Reveal,
+    Roster,
+    Survivors,
+)
+from fedcore.secagg.plan import MOST_CLIENTS
+from fedcore.secagg.wire import BOX_BYTES
+from tests.fedcore.secagg.rehearsal import complete_plan, mutations, numbers, refusal
+
+PLAN = complete_plan(5, ring_bits=12, dim=3)
+KEYS = Advertisement(b"m" * 32, b"s" * 32)
+EXAMPLES = {
+    Invitation: Invitation(4, PLAN),
+    Advertisement: KEYS,
+    Roster: Roster({1: KEYS, 3: Advertisement(b"M" * 32, b"S" * 32)}),
+    EncryptedShares: EncryptedShares({0: b"a" * 88, 2: b"b" * 88}),
+    Delivery: Delivery({1: b"c" * 88}),
+    MaskedInput: MaskedInput(np.array([0x123, 0x456, 0x789], np.uint16)),
+    Survivors: Survivors(frozenset({4, 1, 3})),
+    Reveal: Reveal({1: b"x" * 36, 3: b"y" * 36}, {2: b"z" * 36}),
+}
+ENCODED = {
+    Invitation: "6643 01 01 04000000"
+    + "00" * 32
+    + "0100 05000000 04000000 03000000 02000000 0c 0300000000000000",
+    Advertisement: "6643 01 02" + "6d" * 32 + "73" * 32,
+    Roster: "6643 01 03 02000000 01000000"
+    + ("6d" * 32 + "73" * 32)
+    + "03000000"
+    + ("4d" * 32 + "53" * 32),
+    EncryptedShares: "6643 01 04 02000000 00000000" + "61" * 88 + "02000000" + "62" * 88,
+    Delivery: "6643 01 05 01000000 01000000" + "63" * 88,
+    MaskedInput: "6643 01 06 2361458907",
+    Survivors: "6643 01 07 03000000 01000000 03000000 04000000",
+    Reveal: "6643 01 08 02000000 01000000" + "78" * 36 + "03000000" + "79" * 36
+    + "01000000 02000000" + "7a" * 36,
+}  # fmt: skip
+KINDS = list(EXAMPLES)
+by_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+
+peers = st.integers(0, MOST_CLIENTS - 1)
+exactly = lambda size: st.binary(min_size=size, max_size=size)  # noqa: E731
+maps = lambda values: st.dictionaries(peers, values, max_size=6)  # noqa: E731
+advertisements = st.builds(Advertisement, exactly(32), exactly(32))
+shares = maps(exactly(36))
+MESSAGES = {
+    Advertisement: advertisements,
+    Roster: st.builds(Roster, maps(advertisements)),
+    EncryptedShares: st.builds(EncryptedShares, maps(exactly(BOX_BYTES))),
+    Delivery: st.builds(Delivery, maps(exactly(BOX_BYTES))),
+    Survivors: st.builds(Survivors, st.frozensets(peers, max_size=20)),
+    Reveal: st.tuples(shares, shares).map(
+        lambda both: Reveal(both[0], {p: s for p, s in both[1].items() if p not in both[0]})
+    ),
+}
+
+
+def read(data, kind):
+    """As the two ends do: an invitation brings the plan, all else needs it."""
+    return decode(data, kind, None if kind is Invitation else PLAN)
+
+
+def same(one, other):
+    if isinstance(one, MaskedInput):
+        return np.array_equal(one.vector, other.vector) and one.vector.dtype == other.vector.dtype
+    return one == other
+
+
+@by_kind
+def test_known_answer(kind):
+    assert encode(EXAMPLES[kind], PLAN) == bytes.fromhex(ENCODED[kind])
+    assert same(read(bytes.fromhex(ENCODED[kind]), kind), EXAMPLES[kind])
+
+
+@settings(deadline=None)
+@given(st.one_of(*MESSAGES.values()))
+def test_a_message_survives_its_bytes(message):
+    assert decode(encode(message, PLAN), type(message), PLAN) == message
+
+
+@settings(deadline=None)
+@given(data=st.data(), bits=st.integers(1, 64), dim=st.integers(1, 40))
+def test_a_masked_vector_survives_its_bytes(data, bits, dim):
+    plan = complete_plan(5, ring_bits=bits, dim=dim)
+    words = data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=dim, max_size=dim))
+    message = MaskedInput(np.array(words, plan.ring.dtype))
+    encoded = encode(message, plan)
+    assert len(encoded) == 4 + packed_size(dim, bits)
+    assert same(decode(encoded, MaskedInput, plan), message)
+
+
+@settings(deadline=None)
+@given(client=st.integers(0, 4), context=exactly(32))
+def test_an_invitation_survives_its_bytes(client, context):
+    message = Invitation(client, complete_plan(5, context=context))
+    assert decode(encode(message, message.plan), Invitation) == message
+
+
+def test_the_order_in_which_a_map_was_filled_does_not_show():
+    forwards, backwards = {1: b"a" * 88, 2: b"b" * 88}, {2: b"b" * 88, 1: b"a" * 88}
+    assert encode(Delivery(forwards), PLAN) == encode(Delivery(backwards), PLAN)
+
+
+@by_kind
+@pytest.mark.parametrize("position", range(4))
+def test_a_header_with_any_byte_changed_is_refused(kind, position):
+    data = bytearray(encode(EXAMPLES[kind], PLAN))
+    for change in range(1, 256):
+        damaged = bytes(data[:position]) + bytes([data[position] ^ change]) + data[position + 1 :]
+        with refusal(PeerProtocolError, f"expected a {kind.__name__}"):
+            read(damaged, kind)
+
+
+@by_kind
+def test_a_message_is_read_as_no_other_kind(kind):
+    data = encode(EXAMPLES[kind], PLAN)
+    for other in set(KINDS) - {kind}:
+        with refusal(PeerProtocolError, f"expected a {other.__name__}"):
+            read(data, other)
+
+
+@by_kind
+def test_every_prefix_and_every_extension_is_refused(kind):
+    data = encode(EXAMPLES[kind], PLAN)
+    for size in range(len(data)):
+        with refusal(PeerProtocolError):
+            read(data[:size], kind)
+    for extra in (b"\0", b"\xff", data):
+        with refusal(PeerProtocolError):
+            read(data + extra, kind)
+
+
+def header(kind):
+    return encode(EXAMPLES[kind], PLAN)[:4]
+
+
+REFUSED = {
+    "a peer twice": (Survivors, numbers(3, 1, 2, 2), "increase strictly"),
+    "peers out of order": (Survivors, numbers(2, 3, 1), "increase strictly"),
+    "seven four times, as a threshold": (Survivors, numbers(4, 7, 7, 7, 7), "increase strictly"),
+    "a peer beyond the largest cohort": (Survivors, numbers(1, MOST_CLIENTS), "below 65520"),
+    "the largest peer number": (Survivors, numbers(1, 2**32 - 1), "below 65520"),
+    "a count beyond the data": (Survivors, numbers(2**32 - 1, 1, 2), "expected 4 more bytes"),
+    "a count below the data": (Survivors, numbers(1, 1, 2), "ends after 12 bytes, found 16"),
+    "both secrets of one peer": (
+        Reveal,
+        numbers(1, 2) + b"x" * 36 + numbers(1, 2) + b"y" * 36,
+        "one secret per peer, found both for",
+    ),
+    "a share too short": (Reveal, numbers(1, 2) + b"x" * 35, "expected 36 more bytes"),
+    "a box too long": (Delivery, numbers(1, 2) + b"x" * 89, "ends after 100 bytes, found 101"),
+    "a peer twice on the roster": (
+        Roster,
+        numbers(2) + 2 * (numbers(1) + bytes(64)),
+        "increase strictly",
+    ),
+    "an empty body": (Roster, b"", "expected 4 more bytes"),
+    "a vector one byte short": (MaskedInput, bytes(4), "take 5 bytes, found 4"),
+    "a vector with padding bits": (MaskedInput, bytes(4) + b"\x10", "padding bits"),
+    "an index outside the cohort": (Invitation, numbers(5) + PLAN.to_bytes(), "below 5, found 5"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_bytes_that_no_encoder_writes_are_refused(what):
+    kind, body, reason = REFUSED[what]
+    with refusal(PeerProtocolError, reason):
+        read(header(kind) + body, kind)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [(32, 2), (34, 1), (38, 3), (42, 1), (46, 1), (50, 65), (51, 0)],
+    ids=["version", "clients", "neighbours", "threshold", "minimum", "bits", "dim"],
+)
+def test_an_invitation_to_a_plan_that_breaks_a_rule_is_refused(offset, value):
+    plan = bytearray(PLAN.to_bytes())
+    plan[offset] = value
+    with refusal(PeerProtocolError, "the server's plan is refused: ") as caught:
+        read(header(Invitation) + numbers(0) + bytes(plan), Invitation)
+    assert isinstance(caught.value.__cause__, ConfigurationError)
+
+
+@by_kind
+def test_only_an_invitation_is_read_without_a_plan(kind):
+    data = encode(EXAMPLES[kind], PLAN)
+    if kind is Invitation:
+        assert decode(data, kind) == EXAMPLES[kind]
+    else:
+        with refusal(PeerProtocolError, "before the plan is known"):
+            decode(data, kind)
+
+
+def test_the_longest_promise_costs_no_memory():
+    plan = complete_plan(5, ring_bits=64, dim=2**40 - 1)
+    with refusal(PeerProtocolError, "found 8"):
+        decode(header(MaskedInput) + bytes(8), MaskedInput, plan)
+
+
+@by_kind
+def test_any_bytes_are_one_canonical_message_or_a_protocol_error(kind):
+    rng = np.random.default_rng(KINDS.index(kind))
+    accepted = 0
+    for data in mutations(encode(EXAMPLES[kind], PLAN), 2600, rng):
+        try:
+            message = read(data, kind)
+        except PeerProtocolError:
+            continue
+        accepted += 1
+        assert type(message) is kind
+        assert encode(message, PLAN) == data
+    assert accepted > 0  # the mutations are not so wild that nothing gets past the header
