@@ -119,6 +119,8 @@ def _draw(experiment: Experiment, by_round: list[Point], by_noise: list[Point]) 
         xscale="log",
         yscale="log",
     )
+    right.set_xticks(NOISES, [f"{noise:g}" for noise in NOISES])
+    right.minorticks_off()
     for axes in (left, right):
         axes.grid(visible=True, alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -13,6 +13,8 @@ A message states what was expected, what was found, and what to do.
 It never contains key material, a mask, a share or a model value.
 """
 
+from functools import partial
+
 
 class FedcoreError(Exception):
     """Base class; `except FedcoreError` catches everything in this module."""
@@ -33,12 +35,20 @@ class HeadroomError(ConfigurationError):
         needed_bits: The narrowest ring that would do.
     """
 
-    def __init__(self, *, clients: int, magnitude: int, bits: int) -> None:
-        self.needed_bits = (2 * clients * magnitude).bit_length()
+    def __init__(
+        self, *, clients: int, magnitude: int, bits: int, needed_bits: int | None = None
+    ) -> None:
+        exact = (2 * clients * magnitude).bit_length()
+        self.needed_bits = exact if needed_bits is None else needed_bits
+        self._facts = {"clients": clients, "magnitude": magnitude, "bits": bits}
         super().__init__(
             f"a sum of {clients} vectors with entries up to {magnitude} needs a ring of "
             f"{self.needed_bits} bits, got {bits}: raise ring.bits or lower quantize.bits"
         )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Rebuild from the facts: keyword arguments do not pickle by default."""
+        return (partial(HeadroomError, **self._facts, needed_bits=self.needed_bits), ())
 
 
 class BudgetExhaustedError(FedcoreError):

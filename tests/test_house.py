@@ -34,6 +34,7 @@ FLOWER_DOORS = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 FLOWER_ADAPTERS: dict[str, set[str]] = {
     "fedcore/engine/flower_private.py": {"flwr.common.constant", "flwr.supercore"},
     "fedcore/engine/run.py": {"flwr.simulation"},
+    "experiments/bench_secagg.py": {"flwr.common.secure_aggregation"},  # what is compared
 }
 
 # Spelled so that this file does not match itself.

@@ -35,6 +35,7 @@ class Embed:
                 clients=self.clients,
                 magnitude=_magnitude(source, self.clients, self.tails),
                 bits=self.bits,
+                needed_bits=narrowest_ring(source, self.clients, self.tails),
             )
         return Bound(
             source=source,

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import inf
 
+from fedcore import models
 from fedcore.data import Dataset, Indices, load, partition
 from fedcore.errors import ConfigurationError
 from fedcore.job.settings import Job
-from fedcore.models import build, check_fit, parameter_count
 from fedcore.pipeline import BoundRound, RoundPlan, bind_round
 from fedcore.privacy import NoPrivacy, PrivacyLedger, Release
 from fedcore.training import ExampleLevelPrivacy
@@ -57,9 +57,10 @@ def check(job: Job) -> Preflight:
             f"got {job.classes}"
         )
         raise ConfigurationError(msg)
-    check_fit(job.model, dataset.input_shape)
+    models.check_fit(job.model, dataset.input_shape)
     shards = partition(dataset, job.partition, job.clients, job.seed)
-    parameters = parameter_count(build(job.model, dataset.input_shape, dataset.classes, job.seed))
+    model = models.build(job.model, dataset.input_shape, dataset.classes, job.seed)
+    parameters = models.parameter_count(model)
     bound = first_round(job, parameters)
     release = _example_release(job, shards)
     epsilon, delta = projected(job, bound, release)

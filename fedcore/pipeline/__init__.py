@@ -1,7 +1,7 @@
 """One round: what a device uploads, and what the coordinator makes of the sum."""
 
 from fedcore.pipeline.bound import BoundRound, bind_round
-from fedcore.pipeline.collect import MeanUpdate, decode_sum
+from fedcore.pipeline.collect import MeanUpdate, agreed_names, decode_sum
 from fedcore.pipeline.envelope import RECORD, VECTOR, VECTOR_TYPE, Envelope, typed
 from fedcore.pipeline.model import model_digest
 from fedcore.pipeline.plan import (
@@ -31,6 +31,7 @@ __all__ = [
     "RunPlan",
     "Uniform",
     "Upload",
+    "agreed_names",
     "bind_round",
     "decode_sum",
     "make_upload",

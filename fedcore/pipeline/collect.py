@@ -51,14 +51,7 @@ def decode_sum(
     Raises:
         RoundAbortedError: Clients reported different metrics, or nobody had examples.
     """
-    names = set(metric_names)
-    if len(names) > 1:
-        raise RoundAbortedError(
-            stage="decoding",
-            needed=1,
-            found=len(names),
-            reason=f"clients reported different metrics: {sorted(names)}",
-        )
+    names = agreed_names(metric_names)
     sums = bound.tally.decode(total[bound.update_dim :])
     weight = sums[0] if sums else survivors
     if weight <= 0:
@@ -70,7 +63,24 @@ def decode_sum(
     return MeanUpdate(
         delta=delta.astype(np.float32),
         weight=float(weight),
-        metrics=dict(zip(next(iter(names), ()), values, strict=False)),
+        metrics=dict(zip(names, values, strict=False)),
         clipped=sums[1] if sums else None,
         survivors=survivors,
     )
+
+
+def agreed_names(metric_names: Collection[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return what all clients call their metrics; check it before the sum is revealed.
+
+    Raises:
+        RoundAbortedError: Clients reported different metrics.
+    """
+    names = set(metric_names)
+    if len(names) > 1:
+        raise RoundAbortedError(
+            stage="uploading",
+            needed=1,
+            found=len(names),
+            reason=f"clients reported different metrics: {sorted(names)}",
+        )
+    return next(iter(names), ())

@@ -252,8 +252,8 @@ def _too_narrow(trade: _Trade, bits: int) -> str:
     for wider in range(bits + 1, MAX_RING_BITS + 1):
         if trade.accepts(trade.scaled_clip(wider)):
             return (
-                f"{expected} needs at least {wider} bits, got {bits}: raise quantize.bits to {wider}, "
-                "keep fewer coordinates or lower privacy.noise_multiplier"
+                f"{expected} needs at least {wider} bits, got {bits}: raise quantize.bits to "
+                f"{wider}, keep fewer coordinates or lower privacy.noise_multiplier"
             )
     return (
         f"{expected} does not exist: each share would need a standard deviation above "

@@ -13,7 +13,7 @@ CLASSES = {
     for name, value in vars(errors).items()
     if isinstance(value, type) and issubclass(value, FedcoreError)
 }
-PLAIN = [c for name, c in CLASSES.items() if name not in ("HeadroomError", "RoundAbortedError")]
+PLAIN = [c for name, c in CLASSES.items() if name not in {"HeadroomError", "RoundAbortedError"}]
 ABORT = RoundAbortedError(stage="upload", needed=5, found=3, reason="two boards lost power")
 
 
@@ -66,3 +66,10 @@ def test_an_error_survives_the_way_between_processes(error, travel):
     assert type(arrived) is type(error)
     assert str(arrived) == str(error)
     assert vars(arrived) == vars(error)
+
+
+@pytest.mark.parametrize("clone", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_a_headroom_error_crosses_a_process_boundary_with_its_facts(clone):
+    error = HeadroomError(clients=100, magnitude=127, bits=8)
+    assert str(clone(error)) == str(error)
+    assert clone(error).needed_bits == 15
