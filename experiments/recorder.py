@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import IO, Any
 
@@ -77,7 +77,7 @@ class Recorder:
         if self._lines is not None:
             self._lines.write(json.dumps(self._line(progress), allow_nan=False) + "\n")
             self._lines.flush()
-        (self._folder / "ledger.json").write_text(progress.ledger.to_json(), encoding="utf-8")
+        _replace(self._folder / "ledger.json", progress.ledger.to_json())
         if self._bar is not None:
             self._bar.set_postfix_str(self._postfix(report))
             self._bar.update()
@@ -98,7 +98,7 @@ class Recorder:
             self._lines.close()
         summary = self._summary(release)
         text = json.dumps(summary, indent=2, allow_nan=False)
-        (self._folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+        _replace(self._folder / "summary.json", text + "\n")
         return summary
 
     def _line(self, progress: Progress) -> dict[str, object]:
@@ -106,7 +106,7 @@ class Recorder:
         return {
             "round": report.round_number,
             "accuracy": None if evaluation is None else evaluation.accuracy,
-            "loss": None if evaluation is None else evaluation.loss,
+            "loss": None if evaluation is None else _number(evaluation.loss),
             "train_accuracy": report.metrics.get("train-accuracy"),
             "train_loss": report.metrics.get("train-loss"),
             "invited": report.invited,
@@ -135,7 +135,7 @@ class Recorder:
         evaluation = self._evaluation or self._initial
         seconds = self._trained - self._began
         trained = sum(report.traffic.uploads for report in self._reports)
-        spent = self._reports[-1].epsilon if self._reports else preflight.epsilon
+        spent = self._reports[-1].epsilon if self._reports else 0.0
         return {
             "experiment": job.name,
             "seed": job.seed,
@@ -147,7 +147,7 @@ class Recorder:
             "parameters": preflight.parameters,
             "initial_accuracy": self._initial.accuracy,
             "accuracy": evaluation.accuracy,
-            "loss": evaluation.loss,
+            "loss": _number(evaluation.loss),
             **self._bytes(preflight.parameters),
             "secagg": self._secagg(job),
             "epsilon": finite(spent),
@@ -207,6 +207,18 @@ class ReleaseSummary:
 def finite(value: float) -> float | str:
     """Return `value`, or "inf", which JSON has no number for."""
     return value if value < inf else "inf"
+
+
+def _number(value: float) -> float | None:
+    """Return `value`, or None for the loss of a model that diverged: JSON has no NaN."""
+    return value if isfinite(value) else None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all: an interrupt leaves the old one."""
+    temporary = path.with_suffix(path.suffix + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def _peak_memory_mb() -> float:

@@ -137,11 +137,11 @@ class SecureGrid(WrappedGrid):
             dim=Layout.of(arrays).dim,
             model_digest=model_digest(arrays),
         )
-        # Refuses a plan that does not fit, and a round that is too expensive, before any work.
-        self.ledger.record(bind_round(first).release(len(clients)))
         traffic, aborted = Traffic(), []
         for attempt in range(1, plan.attempts + 1):
+            # Refuses a plan that does not fit, and a sum that is too expensive, before any work.
             bound = bind_round(replace(first, attempt=attempt))
+            self.ledger.record(bound.release(len(clients)))
             current = SecureRound(
                 self._grid,
                 self._clock,
@@ -158,8 +158,9 @@ class SecureGrid(WrappedGrid):
                 aborted.append(str(error))
                 log.warning("round %d, attempt %d: %s", self._round, attempt, error)
             traffic += current.traffic
+            if current.revealed:
+                self.ledger = self.ledger.record(bound.release(current.revealed))
             if mean is not None:
-                self.ledger = self.ledger.record(bound.release(mean.survivors))
                 break
         self._report(
             bound,
@@ -247,10 +248,12 @@ def _common_content(batch: list[Message]) -> RecordDict:
     Raises:
         ConfigurationError: They are sent different things, or no single set of arrays.
     """
-    first = batch[0].content
+    first, kind = batch[0].content, batch[0].metadata.message_type
     if any(
-        message.content is not first and message.content != first for message in batch[1:]
-    ) or not all(_is_training(message) for message in batch):
+        message.metadata.message_type != kind
+        or (message.content is not first and message.content != first)
+        for message in batch[1:]
+    ):
         msg = (
             "a secure round sends the same model and configuration to every client, found "
             "messages that differ: what depends on the client would show in the sum"

@@ -7,7 +7,7 @@ its device is out of the round, and the round goes on while enough are left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -23,9 +23,11 @@ from fedcore.pipeline import (
     BoundRound,
     Envelope,
     MeanUpdate,
+    agreed_names,
     decode_sum,
     typed,
 )
+from fedcore.pipeline.bound import FIXED_SLOTS
 from fedcore.pipeline.envelope import Stage
 from fedcore.ring import packed_size, unpack
 from fedcore.secagg import decode, encode, invite
@@ -77,6 +79,8 @@ class SecureRound:
         weight_key: Name of the metric that weighs the mean.
         traffic: Bytes so far.
         lost: How many clients each stage lost.
+        revealed: How many clients are in the sum that was revealed; 0 if none was. The
+            ledger counts it, whether or not a mean came of it.
     """
 
     grid: Grid
@@ -88,6 +92,7 @@ class SecureRound:
     weight_key: str
     traffic: Traffic = field(default_factory=Traffic)
     lost: dict[str, int] = field(default_factory=dict)
+    revealed: int = 0
     _metric_names: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def run(self) -> MeanUpdate:
@@ -99,8 +104,8 @@ class SecureRound:
         total, survivors = (
             self._add_in_the_clear() if self.bound.secagg is None else self._add_under_masks()
         )
-        names = [self._metric_names[client] for client in sorted(survivors)]
-        return decode_sum(self.bound, total, len(survivors), names)
+        self.revealed = len(survivors)
+        return decode_sum(self.bound, total, len(survivors), self._names_of(survivors))
 
     def _add_under_masks(self) -> tuple[RingVector, frozenset[int]]:
         if self.bound.secagg is None:
@@ -119,6 +124,7 @@ class SecureRound:
         adding, deliveries = sharing.close()
         adding = self._stage("upload", deliveries, MaskedInput, adding, AwaitingInputs.on_input)
         unmasking, requests = adding.close()
+        agreed_names(self._names_of(requests))
         unmasking = self._stage("reveal", requests, Reveal, unmasking, AwaitingReveals.on_reveal)
         outcome = unmasking.close()
         return outcome.total, outcome.survivors
@@ -138,6 +144,9 @@ class SecureRound:
         if len(survivors) < needed:
             raise RoundAbortedError(stage="uploading", needed=needed, found=len(survivors))
         return ring.reduce(total), frozenset(survivors)
+
+    def _names_of(self, clients: Iterable[int]) -> list[tuple[str, ...]]:
+        return [self._metric_names[client] for client in sorted(clients)]
 
     def _stage(
         self,
@@ -208,6 +217,10 @@ class SecureRound:
         names = fields.get("metrics", [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             msg = f"client {client} must name its metrics in a list of strings"
+            raise PeerProtocolError(msg)
+        slots = max(0, self.bound.tally.slots - FIXED_SLOTS)
+        if len(names) > slots:
+            msg = f"client {client} must name at most {slots} metrics, found {len(names)}"
             raise PeerProtocolError(msg)
         arrays = reply.content.array_records.get(f"{RECORD}.{VECTOR}")
         array = None if arrays is None else arrays.get(VECTOR)
