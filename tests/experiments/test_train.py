@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,8 @@ def test_an_interrupted_run_leaves_what_was_finished_readable(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A job in a shell's background inherits an ignored SIGINT, and so would this one.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - C only
     ) as process:
         deadline = time.monotonic() + 120
         lines = folder / "metrics.jsonl"
@@ -224,7 +227,10 @@ def test_an_interrupted_run_leaves_what_was_finished_readable(tmp_path):
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        output, error = process.communicate(timeout=60)
+        try:
+            output, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "Traceback" not in error
     assert "interrupted" in output
