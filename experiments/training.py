@@ -157,7 +157,7 @@ def _closing(summary: dict[str, object], report: Path) -> str:
     rows = [("rounds", f"{summary.get('completed_rounds')} of {summary.get('rounds')}")]
     if summary.get("stopped"):
         rows.append(("stopped", str(summary["stopped"])))
-    if "accuracy" in summary:
+    if summary.get("completed_rounds"):
         rows += _result_rows(summary)
     rows.append(("report", str(report)))
     width = max(len(name) for name, _ in rows)
@@ -166,16 +166,16 @@ def _closing(summary: dict[str, object], report: Path) -> str:
 
 def _result_rows(summary: dict[str, object]) -> list[tuple[str, str]]:
     secagg, release = summary["secagg"], summary["release"]
-    rows = [
-        ("test accuracy", f"{summary['accuracy']:.4f}"),
-        ("privacy", _privacy(summary)),
-        (
-            "upload",
-            f"{summary['uplink_payload_bytes_per_client_round']:,.0f} bytes a client and round "
-            f"({summary['uplink_payload_reduction']:.1f}x smaller than float32), "
-            f"{summary['uplink_bytes_per_client_round']:,.0f} with keys, shares and metrics",
-        ),
-    ]
+    rows = [("test accuracy", f"{summary['accuracy']:.4f}"), ("privacy", _privacy(summary))]
+    if summary["uplink_payload_reduction"] is not None:  # somebody uploaded
+        rows.append(
+            (
+                "upload",
+                f"{summary['uplink_payload_bytes_per_client_round']:,.0f} bytes a client and round "
+                f"({summary['uplink_payload_reduction']:.1f}x smaller than float32), "
+                f"{summary['uplink_bytes_per_client_round']:,.0f} with keys, shares and metrics",
+            )
+        )
     if isinstance(secagg, dict):
         rows.append(
             (

@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
 from fedcore.engine import DroppingGrid, DropScript, SystemClock, to_arrays, to_record
-from fedcore.errors import BudgetExhaustedError
+from fedcore.errors import BudgetExhaustedError, FedcoreError
 from fedcore.job import Job, Preflight, check
 from fedcore.models import build
 from fedcore.pipeline import RECORD, Envelope
@@ -29,6 +29,7 @@ from strategies.factory import build_strategy
 from strategies.plain_grid import PlainGrid
 from strategies.secure_grid import NO_DELTA, SecureGrid
 
+MOST_ABORTED_IN_A_ROW = 3
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -47,6 +48,10 @@ class Progress:
     evaluation: Evaluation | None
     arrays: Arrays = field(repr=False)
     ledger: PrivacyLedger = field(repr=False)
+
+
+class StalledError(FedcoreError):
+    """Round after round is aborted; going on would change nothing."""
 
 
 class Observer(Protocol):
@@ -106,6 +111,7 @@ class _Run:
             if isinstance(job.privacy, ExampleLevelPrivacy)
             else None
         )
+        self._aborted_in_a_row = 0
         self._labels = discover(
             grid, nodes=job.clients, seconds=job.stage_seconds, clock=self._clock
         )
@@ -126,8 +132,8 @@ class _Run:
                 train_config=ConfigRecord(),
                 evaluate_fn=self._after_round,
             )
-        except BudgetExhaustedError as error:
-            # The last model was handed to the observer; nothing of this round was sent.
+        except (BudgetExhaustedError, StalledError) as error:
+            # The last model was handed to the observer; nothing of this round was released.
             if self._observer is not None:
                 self._observer.stopped(str(error))
 
@@ -158,9 +164,18 @@ class _Run:
         report = replace(self._report, epsilon=ledger.epsilon) if ledger.releases else self._report
         if self._observer is not None:
             self._observer.round_finished(Progress(report, evaluation, arrays, ledger))
+        self._check_progress(report)
         if evaluation is None:
             return None
         return MetricRecord({"loss": evaluation.loss, "accuracy": evaluation.accuracy})
+
+    def _check_progress(self, report: RoundReport) -> None:
+        """Stop a run in which nothing gets through any more."""
+        self._aborted_in_a_row = 0 if report.survivors else self._aborted_in_a_row + 1
+        if self._aborted_in_a_row >= MOST_ABORTED_IN_A_ROW:
+            why = report.aborted[-1] if report.aborted else "no client answered"
+            msg = f"{self._aborted_in_a_row} rounds in a row were aborted; the last one: {why}"
+            raise StalledError(msg)
 
     def _account(self, round_number: int) -> PrivacyLedger:
         """Return the ledger that bounds what this run has revealed so far."""

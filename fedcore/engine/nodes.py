@@ -93,6 +93,7 @@ class Nodes:
             defaults = {"partition-id": index, "num-partitions": len(node_configs)}
             self._configs[FIRST_NODE_ID + index] = {**defaults, **checked(config, "node_config")}
         self._states = {node_id: RecordDict() for node_id in self._configs}
+        self._reported: set[str] = set()
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -126,8 +127,11 @@ class Nodes:
             reply = self._app(message, context)
             problem = _problem(reply, asked.message_id)
         except Exception as error:
-            _logger.exception("node %d failed in %s", node_id, asked.message_type)
-            return failure(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, _describe(error))
+            reason = _describe(error)
+            if reason not in self._reported:  # a thousand nodes may fail in the same way
+                self._reported.add(reason)
+                _logger.exception("node %d failed in %s", node_id, asked.message_type)
+            return failure(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
         except SystemExit as error:
             reason = f"the ClientApp ended its process with exit status {error.code}"
             return failure(message, ErrorCode.CLIENT_APP_CRASHED, reason)

@@ -139,7 +139,8 @@ class RunPlan:
         dropout: Fraction of a cohort that may disappear; a round with fewer survivors
             is aborted and reveals nothing.
         metric_slots: Numbers a client may report beside its update; they are summed
-            under the masks too. Not released at all under differential privacy.
+            under the masks too. With 0, and always under differential privacy, a
+            client's metrics stay on the device.
         attempts: How often a round is tried.
         stage_seconds: How long the coordinator waits at each protocol stage.
         seed: Public; supports and rotations follow from it.

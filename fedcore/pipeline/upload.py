@@ -77,10 +77,9 @@ def make_upload(
     if not bound.tally.slots:
         return Upload(vector, leftover, ())
     clipped = _is_clipped(bound, x, entropy)
-    numbers = [weight, int(clipped), *_metric_numbers(bound, update.metrics, weight)]
-    return Upload(
-        np.concatenate([vector, bound.tally.encode(numbers)]), leftover, tuple(update.metrics)
-    )
+    metrics = update.metrics if run.metric_slots else {}
+    numbers = [weight, int(clipped), *_metric_numbers(bound, metrics, weight)]
+    return Upload(np.concatenate([vector, bound.tally.encode(numbers)]), leftover, tuple(metrics))
 
 
 def _weigh(bound: BoundRound, examples: int) -> tuple[int, float]:

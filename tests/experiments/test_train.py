@@ -131,7 +131,7 @@ BAD = [
     (["roundz=3"], "Could not override 'roundz'. (Key 'roundz' is not in struct)"),
     (["clip.norm=-1"], "clip.norm must be positive and finite, got -1"),
     (["clip.nrm=1"], "Could not override 'clip.nrm'"),
-    (["clip=round"], "Could not find 'clip/round' Available options in 'clip': none norm"),
+    (["clip=round"], "Could not find 'clip/round' Available options in 'clip': loose none norm tight"),
     (["sparsify=random_k", "sparsify.fraction=2"], "sparsify.fraction must be in (0, 1], got 2"),
     (["clients_per_round=20"], "clients_per_round must be at most clients=10, got 20"),
     (["data=npz"], "data.path: a value is missing"),
@@ -270,3 +270,26 @@ def test_mnist_passes_97_percent_within_the_rounds_of_mcmahan_et_al(tmp_path, mo
     arguments = ["experiment=mnist_2nn", f"data.path={data}", "release=none", f"output={folder}"]
     assert run("train", *arguments, monkeypatch=monkeypatch) == 0
     assert max(entry["accuracy"] for entry in rounds_of(folder)) > 0.97
+
+
+def test_a_run_in_which_nothing_gets_through_stops_and_says_why(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "stalled"
+    arguments = ["clients=5", "clients_per_round=5", "rounds=50", "faults=drop", "dropout=0"]
+    assert run("train", *arguments, f"output={folder}", monkeypatch=monkeypatch) == 0
+    summary = summary_of(folder)
+    assert summary["completed_rounds"] == summary["secagg"]["aborted_rounds"] == 3
+    assert "needed 5 clients, found 4" in summary["stopped"]
+    assert summary["accuracy"] == summary["initial_accuracy"]
+    assert "3 rounds in a row were aborted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["privacy=none", "strategy=fedavg", "clip=norm", "quantize=modular", "sparsify=dense"],
+)
+def test_every_choice_of_the_quickstart_can_be_changed(override, tmp_path, monkeypatch):
+    folder = tmp_path / "changed"
+    arguments = ["experiment=quickstart", override, "rounds=1", "clients=8", "clients_per_round=8"]
+    arguments += ["dropout=0.2", "quantize.bits=20", "release=none", f"output={folder}"]
+    assert run("train", *arguments, monkeypatch=monkeypatch) == 0
+    assert rounds_of(folder)[0]["survivors"] == 7
