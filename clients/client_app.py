@@ -31,6 +31,7 @@ from fedcore.engine import to_arrays, to_record
 from fedcore.errors import ConfigurationError
 from fedcore.job import Job
 from fedcore.models import ModelConfig, build
+from fedcore.pipeline import Uniform
 from fedcore.training import (
     ExampleLevelPrivacy,
     evaluate,
@@ -107,10 +108,12 @@ def _train(message: Message, context: Context, entropy: Entropy) -> Message:
     else:
         report = train(model, x, y, job.training, rng, proximal_mu=float(mu))
         metrics = {"train-loss": report.loss, "train-accuracy": report.accuracy}
+    # Flower weighs by what is reported here, also where no codec is in between.
+    weight = 1 if isinstance(job.weighting, Uniform) else len(y)
     content = RecordDict(
         {
             "arrays": to_record(get_arrays(model, copy=False)),
-            "metrics": MetricRecord({**metrics, "num-examples": len(y)}),
+            "metrics": MetricRecord({**metrics, "num-examples": weight}),
         }
     )
     return Message(content, reply_to=message)

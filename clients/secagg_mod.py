@@ -50,7 +50,7 @@ from fedcore.secagg import (
     load_state,
     step,
 )
-from fedcore.secagg.messages import Invitation, Reply
+from fedcore.secagg.messages import Delivery, Invitation, Reply
 from fedcore.vectors import Layout, RingVector
 
 EntropySource: TypeAlias = Callable[[Context], Entropy]
@@ -183,10 +183,13 @@ class _Session:
         if kind is None:
             msg = f"a {envelope.stage} request arrived after this device's round was finished"
             raise PeerProtocolError(msg)
+        if (envelope.stage == "upload") != (kind is Delivery):
+            msg = f"a {envelope.stage} request arrived where a {kind.__name__} is due"
+            raise PeerProtocolError(msg)
         request = decode(envelope.message, kind, plan)
         upload: Upload | None = None
         vector: RingVector | None = None
-        if envelope.stage == "upload":
+        if kind is Delivery:
             upload = self._upload(bound, memory, envelope.weight_key)
             vector = upload.vector
         successor, reply = step(state, request, entropy=self._round_entropy(bound), vector=vector)

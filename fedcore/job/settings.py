@@ -21,6 +21,7 @@ from fedcore.engine import DropScript
 from fedcore.errors import ConfigurationError
 from fedcore.models import Mlp, ModelConfig
 from fedcore.pipeline import Bonawitz, ByExamples, Modular, NoSecAgg, RunPlan, Uniform
+from fedcore.pipeline.envelope import STAGES
 from fedcore.pipeline.plan import Rotate, SecAgg, Sparsify, SumPrivacy, Weighting, canonical_json
 from fedcore.privacy import NoPrivacy
 from fedcore.training import ExampleLevelPrivacy, LocalTraining
@@ -283,6 +284,9 @@ class Job:
                 "reveals their sum only: choose fedavg, fedprox, fedavgm, fedadam, fedyogi or "
                 "fedadagrad, or run it with quantize=none secagg=none"
             )
+            raise ConfigurationError(msg)
+        if isinstance(self.faults, DropScript) and not set(self.faults.stages) <= set(STAGES):
+            msg = f"faults.stages must be among {STAGES}, got {self.faults.stages}"
             raise ConfigurationError(msg)
         if isinstance(self.privacy, ExampleLevelPrivacy) and not isinstance(
             self.weighting, Uniform

@@ -229,8 +229,9 @@ class _Trade:
         )
         if self.share == 0:
             return min(fits, _MAX_SCALED_CLIP)
-        # The finest tables end at MAX_SIGMA; inflation is negligible long before.
-        widest = MAX_SIGMA**2 / self.share
+        # The finest tables end at MAX_SIGMA; inflation is negligible long before. A little less,
+        # or the roots below round to a sigma that is one bit too wide.
+        widest = MAX_SIGMA**2 * (1 - 1e-12) / self.share
         drawable = max(_positive_root(1, p, q - widest) for p, q in self.slopes())
         return min(fits, drawable)
 
