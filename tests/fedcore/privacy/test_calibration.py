@@ -154,7 +154,7 @@ def test_the_bound_on_the_rounded_norm_is_the_smaller_of_the_two():
 
 
 def test_a_ring_too_narrow_is_refused_with_the_smallest_that_would_do():
-    with pytest.raises(ConfigurationError, match=r"raise ring\.bits to") as refusal:
+    with pytest.raises(ConfigurationError, match=r"raise quantize\.bits to") as refusal:
         calibrate(**{**SMALL, "ring_bits": 4})
     needed = int(re.search(r"needs at least (\d+) bits, got 4", str(refusal.value))[1])
     assert calibrate(**{**SMALL, "ring_bits": needed}).inflation <= 2
