@@ -1,10 +1,11 @@
 """Primitives: entropy, key agreement, authenticated encryption, masks, shares, signatures."""
 
 from fedcore.crypto.aead import TAG_BYTES, seal, unseal
-from fedcore.crypto.agreement import KEY_BYTES, Agreement, KeyPair, agree
+from fedcore.crypto.agreement import KEY_BYTES, Agreement, KeyPair, agree, check_public_key
 from fedcore.crypto.entropy import Entropy, ReplayedEntropy, SystemEntropy, generator
-from fedcore.crypto.shamir import SECRET_BYTES, SHARE_BYTES, combine, split
-from fedcore.crypto.streams import SEED_BYTES, Mask, add_masks, expand
+from fedcore.crypto.parallel import ParallelMasks
+from fedcore.crypto.shamir import SECRET_BYTES, SHARE_BYTES, check_share, combine, split
+from fedcore.crypto.streams import SEED_BYTES, AddMasks, Mask, add_masks, expand
 from fedcore.crypto.transcript import DIGEST_BYTES, transcript_hash
 
 __all__ = [
@@ -14,14 +15,18 @@ __all__ = [
     "SEED_BYTES",
     "SHARE_BYTES",
     "TAG_BYTES",
+    "AddMasks",
     "Agreement",
     "Entropy",
     "KeyPair",
     "Mask",
+    "ParallelMasks",
     "ReplayedEntropy",
     "SystemEntropy",
     "add_masks",
     "agree",
+    "check_public_key",
+    "check_share",
     "combine",
     "expand",
     "generator",

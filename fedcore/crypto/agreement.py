@@ -17,6 +17,7 @@ from fedcore.crypto.entropy import Entropy
 from fedcore.errors import PeerProtocolError
 
 KEY_BYTES = 32
+_ANY_SECRET = bytes(range(KEY_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,15 @@ class Agreement:
             msg = "a peer's public key must be 32 bytes of a point of large order; drop that peer"
             raise PeerProtocolError(msg) from error
         return HKDF(hashes.SHA256(), KEY_BYTES, salt=salt, info=info).derive(point)
+
+
+def check_public_key(key: bytes) -> None:
+    """Accept a key that agreement works with.
+
+    Raises:
+        PeerProtocolError: Wrong length, or a point of low order.
+    """
+    Agreement(_ANY_SECRET).key(key, salt=b"", info=b"")
 
 
 def agree(secret: bytes, peer: bytes, *, salt: bytes, info: bytes) -> bytes:

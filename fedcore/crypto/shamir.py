@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ SECRET_BYTES = 32
 SHARE_BYTES = 36
 _LIMBS = 18
 _LIMB_BITS = 15
+_SHARE = Struct(f"<{_LIMBS}H")
 
 _Matrix = npt.NDArray[np.float64]
 
@@ -83,20 +85,29 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
         msg = f"reconstruction needs {threshold} shares, found {len(shares)}"
         raise PeerProtocolError(msg)
     points = tuple(sorted(shares))[:threshold]
-    rows = [_parse_share(shares[x]) for x in points]
-    limbs = np.fmod(_weights(points) @ np.stack(rows), PRIME)
+    limbs = np.fmod(_weights(points) @ _parse_shares([shares[x] for x in points]), PRIME)
     return _from_limbs(limbs)
 
 
-def _parse_share(share: bytes) -> npt.NDArray[np.float64]:
+def check_share(share: bytes) -> None:
+    """Accept what can be a share of some secret.
+
+    Raises:
+        PeerProtocolError: Wrong length, or not made of field elements.
+    """
     if len(share) != SHARE_BYTES:
         msg = f"a share must be {SHARE_BYTES} bytes, found {len(share)}"
         raise PeerProtocolError(msg)
-    row = np.frombuffer(share, "<u2").astype(np.float64)
-    if row.max() >= PRIME:
+    if max(_SHARE.unpack(share)) >= PRIME:
         msg = f"a share must consist of field elements below {PRIME}"
         raise PeerProtocolError(msg)
-    return row
+
+
+def _parse_shares(shares: Sequence[bytes]) -> _Matrix:
+    """Return the field elements [shares, limbs]."""
+    for share in shares:
+        check_share(share)
+    return np.frombuffer(b"".join(shares), "<u2").astype(np.float64).reshape(-1, _LIMBS)
 
 
 def _to_limbs(secret: bytes) -> npt.NDArray[np.float64]:
@@ -132,12 +143,22 @@ def _powers(points: tuple[int, ...], threshold: int) -> _Matrix:
 
 @lru_cache(maxsize=4096)
 def _weights(points: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return the Lagrange weights [points] at zero, modulo p."""
+    """Return the Lagrange weights [points] at zero, modulo p.
+
+    Weight i is the product of all x_j over x_i times the product of the others' x_j - x_i.
+    """
     x = np.array(points, np.int64)
-    numerator, denominator = np.ones_like(x), np.ones_like(x)
-    for j, point in enumerate(points):
-        others = np.arange(len(x)) != j
-        numerator[others] = numerator[others] * point % PRIME
-        denominator[others] = denominator[others] * (point - x[others]) % PRIME
-    inverse = np.array([pow(int(value), -1, PRIME) for value in denominator], np.int64)
-    return (numerator * inverse % PRIME).astype(np.float64)
+    factors = (x[None, :] - x[:, None]) % PRIME
+    np.fill_diagonal(factors, x)
+    product = int(_products(x[None, :])[0])
+    inverses = [pow(int(value), -1, PRIME) for value in _products(factors)]
+    return (product * np.array(inverses, np.int64) % PRIME).astype(np.float64)
+
+
+def _products(factors: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the product of each row of [rows, factors] modulo p, by halving the rows."""
+    while factors.shape[1] > 1:
+        half = factors.shape[1] // 2
+        merged = factors[:, :half] * factors[:, half : 2 * half] % PRIME
+        factors = np.concatenate([merged, factors[:, 2 * half :]], axis=1)
+    return factors[:, 0]

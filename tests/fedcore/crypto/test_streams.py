@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from hashlib import sha256
 from pathlib import Path
 
@@ -87,9 +88,12 @@ def test_block_boundaries_leave_no_trace(bits):
     bits=st.integers(1, 64),
     dim=st.integers(0, 100),
     block=st.sampled_from((8, 16, 24, 64, 1024)),
+    at_once=st.integers(1, 6),
     signs=st.lists(st.sampled_from((1, -1)), max_size=5),
 )
-def test_masking_is_the_naive_sum_of_signed_streams_for_every_block_size(bits, dim, block, signs):
+def test_masking_is_the_naive_sum_of_signed_streams_for_every_block_size(
+    bits, dim, block, at_once, signs
+):
     ring = Ring(bits)
     masks = [Mask(seed, sign) for seed, sign in zip(SEEDS, signs, strict=False)]
     x = expand(bytes(SEED_BYTES), dim, ring)
@@ -97,6 +101,7 @@ def test_masking_is_the_naive_sum_of_signed_streams_for_every_block_size(bits, d
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams, "_BLOCK_BYTES", block)
+        patch.setattr(streams, "MASKS_AT_ONCE", at_once)
         masked = add_masks(x, masks, ring)
 
     naive = [
@@ -154,3 +159,53 @@ def test_elements_of_a_wrong_dtype_are_refused(dtype):
 
 def test_the_representation_of_a_mask_hides_its_seed():
     assert repr(Mask(SEEDS[0], -1)) == "Mask(sign=-1)"
+
+
+@pytest.mark.parametrize("bits", [5, 12, 16, 64])
+def test_masking_in_place_gives_the_same_and_needs_no_second_vector(bits):
+    ring = Ring(bits)
+    x = expand(SEEDS[0], 3000, ring)
+    masks = [Mask(SEEDS[1]), Mask(SEEDS[2], -1)]
+    expected = add_masks(x, masks, ring)
+    other = ring.zeros(3000)
+    assert add_masks(x, masks, ring, out=other) is other
+    np.testing.assert_array_equal(other, expected)
+    assert add_masks(x, masks, ring, out=x) is x
+    np.testing.assert_array_equal(x, expected)
+
+
+def test_masking_holds_no_vector_beside_its_result():
+    ring = Ring(12)
+    x = ring.zeros(1 << 21)
+    tracemalloc.start()
+    masked = add_masks(x, [Mask(seed) for seed in SEEDS], ring)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert masked.nbytes <= peak < 1.2 * masked.nbytes
+
+
+@pytest.mark.parametrize("first_byte", [16, 4096, 1 << 36])
+def test_a_stream_can_be_entered_at_any_cipher_block(first_byte):
+    ring = Ring(16)
+    ((stream, sign),) = streams.open_streams([Mask(SEEDS[0])], first_byte)
+    counter = (first_byte // 16).to_bytes(16, "big")
+    cipher = Cipher(algorithms.AES(SEEDS[0]), modes.ECB()).encryptor()
+    total = ring.zeros(8)
+    streams.fold_streams(total, [(stream, sign)], ring)
+    assert total.astype("<u2").tobytes() == cipher.update(counter)
+
+
+def test_an_output_that_does_not_fit_is_refused():
+    ring = Ring(16)
+    with pytest.raises(LocalProtocolError, match=r"output of shape \(4,\), found \(5,\)"):
+        add_masks(ring.zeros(4), [], ring, out=ring.zeros(5))
+    with pytest.raises(LocalProtocolError, match="dtype uint16, found uint32"):
+        add_masks(ring.zeros(4), [], ring, out=np.zeros(4, np.uint32))
+
+
+@pytest.mark.parametrize("size", [0, 31])
+def test_a_bad_seed_leaves_the_output_untouched(size):
+    x = np.arange(4, dtype=np.uint16)
+    with pytest.raises(LocalProtocolError, match="must be 32 bytes"):
+        add_masks(x, [Mask(SEEDS[0]), Mask(bytes(size))], Ring(16), out=x)
+    assert x.tolist() == [0, 1, 2, 3]

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcore.errors import PeerProtocolError
-from fedcore.ring import Ring, pack, packed_size, unpack
+from fedcore.ring import Ring, pack, packed_size, packing, unpack
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors/packing_v1.json").read_text())["vectors"]
 
@@ -88,3 +89,55 @@ def test_a_byte_too_few_or_too_many_is_refused(bits, change):
     size = packed_size(9, bits)
     with pytest.raises(PeerProtocolError, match=f"take {size} bytes, found {size + change}"):
         unpack(bytes(size + change), 9, Ring(bits))
+
+
+@pytest.mark.parametrize("bits", [1, 3, 7, 8, 12, 15, 16, 17, 21, 22, 31, 33, 57, 58, 61, 63, 64])
+def test_block_boundaries_leave_no_trace(bits, monkeypatch):
+    ring = Ring(bits)
+    x = elements(ring, 200, seed=bits)
+    whole = pack(x, ring)
+    monkeypatch.setattr(packing, "_BLOCK", 64)
+    for dim in (0, 1, 63, 64, 65, 127, 128, 129, 200):
+        data = pack(x[:dim], ring)
+        assert data == bit_string(x[:dim], ring)
+        assert unpack(data, dim, ring).tolist() == x[:dim].tolist()
+    assert data == whole
+
+
+@pytest.mark.parametrize("bits", [1, 12, 16, 24])
+def test_a_prefix_stands_in_front_of_the_packing(bits):
+    ring = Ring(bits)
+    for dim in (0, 1, 17):
+        x = elements(ring, dim)
+        assert pack(x, ring, prefix=b"head") == b"head" + pack(x, ring)
+
+
+@pytest.mark.parametrize("bits", [12, 16, 20])
+def test_views_unpack_as_bytes_do(bits):
+    ring = Ring(bits)
+    x = elements(ring, 100)
+    data = memoryview(b"?" + pack(x, ring))[1:]
+    assert unpack(data, 100, ring).tolist() == x.tolist()
+
+
+def test_a_vector_that_nobody_writes_to_needs_no_memory_of_its_own():
+    data = pack(elements(Ring(16), 100), Ring(16))
+    x = unpack(data, 100, Ring(16), writable=False)
+    assert np.shares_memory(x, np.frombuffer(data, np.uint8))
+    assert x.dtype == np.uint16
+    assert x.tolist() == unpack(data, 100, Ring(16)).tolist()
+
+
+@pytest.mark.parametrize("bits", [12, 16, 20])
+def test_beside_its_result_packing_takes_a_block(bits):
+    ring = Ring(bits)
+    x = ring.zeros(1 << 21)
+    tracemalloc.start()
+    data = pack(x, ring, prefix=b"head")
+    packing_peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    unpack(memoryview(data)[4:], len(x), ring)
+    unpacking_peak = tracemalloc.get_traced_memory()[1] - len(data)
+    tracemalloc.stop()
+    assert packing_peak < 1.2 * len(data)
+    assert unpacking_peak < 1.2 * x.nbytes
