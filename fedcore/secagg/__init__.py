@@ -2,12 +2,14 @@
 
 from fedcore.secagg.client import (
     AwaitingDelivery,
+    AwaitingEndorsements,
     AwaitingRoster,
     AwaitingSurvivors,
     ClientState,
     Finished,
     join,
 )
+from fedcore.secagg.identity import Certificate, Identity
 from fedcore.secagg.loopback import RoundResult, run_round
 from fedcore.secagg.machine import CLIENT_TRANSITIONS, OneShot, expected_request, step
 from fedcore.secagg.parameters import Degree, Threat, choose_degree, sparse_degree
@@ -19,11 +21,14 @@ from fedcore.secagg.wire import decode, encode
 __all__ = [
     "CLIENT_TRANSITIONS",
     "AwaitingDelivery",
+    "AwaitingEndorsements",
     "AwaitingRoster",
     "AwaitingSurvivors",
+    "Certificate",
     "ClientState",
     "Degree",
     "Finished",
+    "Identity",
     "OneShot",
     "Outcome",
     "Plan",

@@ -7,6 +7,7 @@ al. 2020. The papers' names on the left, ours on the right:
     U_1          who advertised keys              Roster.keys
     U_2          who shared its secrets           Delivery.boxes
     U_3          whose masked input arrived       Survivors.clients
+    U_4          who endorsed U_3                 Endorsements.signatures
     b_u          seed of the self mask            self_mask_seed
     b_{u,v}      share of u's self-mask seed      self_mask_shares[u]
     s^SK_{u,v}   share of u's masking key         mask_key_shares[u]
@@ -29,18 +30,28 @@ from typing import TypeAlias
 
 from fedcore.crypto import SEED_BYTES, Entropy, KeyPair, Mask, add_masks, split
 from fedcore.errors import LocalProtocolError, PeerProtocolError, RoundAbortedError
-from fedcore.secagg.masks import pair_keys, pairwise_masks, seal_shares, unseal_shares
+from fedcore.secagg.identity import Credential, Identity, is_signed, survivors_statement
+from fedcore.secagg.masks import (
+    pair_keys,
+    pairwise_masks,
+    seal_shares,
+    seed_commitment,
+    unseal_shares,
+)
 from fedcore.secagg.messages import (
     Advertisement,
     ClientId,
     Delivery,
     EncryptedShares,
+    Endorsement,
+    Endorsements,
     Invitation,
     MaskedInput,
     Reveal,
     Roster,
     Share,
     Survivors,
+    check_advertisement,
 )
 from fedcore.secagg.plan import Plan
 from fedcore.vectors import RingVector
@@ -52,13 +63,56 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class AwaitingEndorsements:
+    """The client has endorsed a set of survivors and will act on no other."""
+
+    client: ClientId
+    plan: Plan
+    survivors: frozenset[ClientId]
+    self_mask_shares: Mapping[ClientId, Share] = field(repr=False)
+    mask_key_shares: Mapping[ClientId, Share] = field(repr=False)
+    identity_keys: Mapping[ClientId, bytes]
+
+    def on_endorsements(self, message: Endorsements) -> tuple[Finished, Reveal]:
+        """Reveal once enough peers were told the same survivors. [BIK+17, figure 4, round 3].
+
+        Two different sets cannot both find `threshold` supporters among the neighbours
+        of one client while its colluding neighbours are as few as the plan assumes. On
+        the complete graph that makes one set the only one that anybody acts on. A
+        signature that does not fit counts as missing: one faulty peer must not stop the
+        round.
+
+        Raises:
+            PeerProtocolError: An endorsement of somebody who is no surviving neighbour.
+            RoundAbortedError: Too few valid endorsements.
+        """
+        asked = self.survivors & self.identity_keys.keys()
+        strangers = message.signatures.keys() - asked
+        if strangers:
+            msg = f"endorsements must come from surviving peers, got also {sorted(strangers)}"
+            raise PeerProtocolError(msg)
+        statement = survivors_statement(self.plan.digest(), self.survivors)
+        valid = sum(
+            is_signed(self.identity_keys[peer], statement, signature)
+            for peer, signature in message.signatures.items()
+        )
+        _require(valid, self.plan.threshold, "endorsing")
+        return Finished(), _reveal(self.survivors, self.self_mask_shares, self.mask_key_shares)
+
+
+@dataclass(frozen=True, slots=True)
 class AwaitingSurvivors:
-    """The masked input is sent; the client holds two shares of every peer."""
+    """The masked input is sent; the client holds two shares of every peer.
+
+    Attributes:
+        identity_keys: Public identity key of each peer; empty without authentication.
+    """
 
     client: ClientId
     plan: Plan
     self_mask_shares: Mapping[ClientId, Share] = field(repr=False)
     mask_key_shares: Mapping[ClientId, Share] = field(repr=False)
+    identity_keys: Mapping[ClientId, bytes] = field(default_factory=dict)
 
     def on_survivors(self, message: Survivors) -> tuple[Finished, Reveal]:
         """Reveal what unmasks the sum, and nothing that unmasks one client.
@@ -71,7 +125,39 @@ class AwaitingSurvivors:
             PeerProtocolError: The server counts a client that cannot have survived,
                 or leaves us out.
             RoundAbortedError: Too few survivors for the sum to protect anybody.
+            LocalProtocolError: The plan is authenticated: survivors are endorsed first.
         """
+        if self.plan.authenticated:
+            msg = "in an authenticated round survivors are endorsed before anything is revealed"
+            raise LocalProtocolError(msg)
+        self._check(message)
+        return Finished(), _reveal(message.clients, self.self_mask_shares, self.mask_key_shares)
+
+    def endorse(
+        self, message: Survivors, identity: Identity
+    ) -> tuple[AwaitingEndorsements, Endorsement]:
+        """Sign the survivors, so that peers can see that all were told the same.
+
+        [BIK+17, figure 4, round 3]
+
+        Raises:
+            PeerProtocolError: As in `on_survivors`.
+            RoundAbortedError: As in `on_survivors`.
+        """
+        self._check(message)
+        state = AwaitingEndorsements(
+            client=self.client,
+            plan=self.plan,
+            survivors=message.clients,
+            self_mask_shares=self.self_mask_shares,
+            mask_key_shares=self.mask_key_shares,
+            identity_keys=self.identity_keys,
+        )
+        statement = survivors_statement(self.plan.digest(), message.clients)
+        return state, Endorsement(identity.key.sign(statement))
+
+    def _check(self, message: Survivors) -> None:
+        """Refuse survivors that cannot be, and a set too small to hide in."""
         peers = self.self_mask_shares.keys()
         possible = peers | {self.client}
         neighbours = self.plan.neighbours_of(self.client)
@@ -88,14 +174,6 @@ class AwaitingSurvivors:
             raise PeerProtocolError(msg)
         _require(len(message.clients), self.plan.minimum_survivors, "unmasking")
         _require(len(message.clients & peers), self.plan.threshold, "unmasking")
-        return Finished(), Reveal(
-            self_mask_shares={
-                p: s for p, s in self.self_mask_shares.items() if p in message.clients
-            },
-            mask_key_shares={
-                p: s for p, s in self.mask_key_shares.items() if p not in message.clients
-            },
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +183,7 @@ class AwaitingDelivery:
     Attributes:
         pair_keys: Key of the boxes exchanged with each peer, 32 bytes.
         mask_keys: Public masking key of each peer, 32 bytes.
+        identity_keys: Public identity key of each peer; empty without authentication.
     """
 
     client: ClientId
@@ -113,9 +192,10 @@ class AwaitingDelivery:
     self_mask_seed: bytes = field(repr=False)
     pair_keys: Mapping[ClientId, bytes] = field(repr=False)
     mask_keys: Mapping[ClientId, bytes]
+    identity_keys: Mapping[ClientId, bytes] = field(default_factory=dict)
 
     def on_delivery(
-        self, message: Delivery, vector: RingVector
+        self, message: Delivery, vector: RingVector, *, out: RingVector | None = None
     ) -> tuple[AwaitingSurvivors, MaskedInput]:
         """Open the peers' boxes and mask the input.
 
@@ -124,6 +204,8 @@ class AwaitingDelivery:
         Args:
             message: The boxes of the peers that shared their secrets.
             vector: The input, shape [plan.dim], elements of the plan's ring.
+            out: Where the masked input goes; `vector` itself spares a second one. A new
+                vector if None.
 
         Raises:
             PeerProtocolError: A box from a stranger, or one that does not open.
@@ -156,7 +238,10 @@ class AwaitingDelivery:
             plan=self.plan,
             self_mask_shares={peer: pair[0] for peer, pair in shares.items()},
             mask_key_shares={peer: pair[1] for peer, pair in shares.items()},
-        ), MaskedInput(add_masks(vector, masks, self.plan.ring))
+            identity_keys={
+                peer: key for peer, key in self.identity_keys.items() if peer in message.boxes
+            },
+        ), MaskedInput(add_masks(vector, masks, self.plan.ring, out=out))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,15 +254,26 @@ class AwaitingRoster:
     share_secret: bytes = field(repr=False)
 
     def on_roster(
-        self, message: Roster, entropy: Entropy
+        self,
+        message: Roster,
+        entropy: Entropy,
+        *,
+        identity: Identity | None = None,
+        now: int = 0,
     ) -> tuple[AwaitingDelivery, EncryptedShares]:
         """Share the self-mask seed and the masking key among the peers.
 
         [BIK+17, figure 4, round 1]
 
+        Args:
+            message: The peers' keys.
+            entropy: Source of the seed and of the shares.
+            identity: Of this client; needed if the plan is authenticated.
+            now: Unix time in seconds, for the peers' certificates.
+
         Raises:
             PeerProtocolError: The roster has a client that is not our neighbour, a
-                key twice, or an invalid key.
+                key twice, an invalid key, or one that its owner did not sign.
             RoundAbortedError: Too few peers to share with.
         """
         strangers = message.keys.keys() - self.plan.neighbours_of(self.client)
@@ -188,6 +284,9 @@ class AwaitingRoster:
         if len(set(keys)) != len(keys):
             msg = "every key on the roster must be different, found one twice"
             raise PeerProtocolError(msg)
+        identity_keys = (
+            _certified(message, self.plan, identity, now) if self.plan.authenticated else {}
+        )
         peers = sorted(message.keys)
         _require(len(peers), self.plan.threshold, "sharing")
         digest = self.plan.digest()
@@ -213,22 +312,77 @@ class AwaitingRoster:
             self_mask_seed=seed,
             pair_keys=keys_of_pairs,
             mask_keys={peer: key.mask_key for peer, key in message.keys.items()},
-        ), EncryptedShares(boxes)
+            identity_keys=identity_keys,
+        ), EncryptedShares(boxes, seed_commitment(digest, self.client, seed))
 
 
-def join(message: Invitation, entropy: Entropy) -> tuple[AwaitingRoster, Advertisement]:
+def join(
+    message: Invitation, entropy: Entropy, *, identity: Identity | None = None, now: int = 0
+) -> tuple[AwaitingRoster, Advertisement]:
     """Accept an invitation: make the round's keys. [BIK+17, figure 4, round 0].
 
     Args:
-        message: Its plan was checked against the device's own minimums by the caller.
+        message: Its plan, authority included, was checked against the device's own
+            minimums by the caller.
         entropy: Source of both keys; separated by run, round and client by the caller.
+        identity: Signs the keys; needed if the plan is authenticated.
+        now: Unix time in seconds.
+
+    Raises:
+        PeerProtocolError: The plan wants signatures, and this client has no identity
+            that the plan's authority certifies.
     """
     mask, share = KeyPair.generate(entropy, "mask-key"), KeyPair.generate(entropy, "share-key")
+    credential = None
+    if message.plan.authenticated:
+        if identity is None:
+            msg = "the round wants signed keys, but this device is not enrolled: enroll it first"
+            raise PeerProtocolError(msg)
+        identity.certificate.check(message.plan.authority, now)
+        credential = Credential.sign(
+            identity,
+            digest=message.plan.digest(),
+            client=message.client,
+            mask_key=mask.public,
+            share_key=share.public,
+        )
     state = AwaitingRoster(message.client, message.plan, mask.secret, share.secret)
-    return state, Advertisement(mask.public, share.public)
+    return state, Advertisement(mask.public, share.public, credential)
 
 
-ClientState: TypeAlias = AwaitingRoster | AwaitingDelivery | AwaitingSurvivors | Finished
+ClientState: TypeAlias = (
+    AwaitingRoster | AwaitingDelivery | AwaitingSurvivors | AwaitingEndorsements | Finished
+)
+
+
+def _certified(
+    message: Roster, plan: Plan, identity: Identity | None, now: int
+) -> dict[ClientId, bytes]:
+    """Return the peers' identity keys, each certified, different, and none of them ours."""
+    if identity is None:
+        msg = "the round wants signed keys, but this device is not enrolled: enroll it first"
+        raise PeerProtocolError(msg)
+    keys: dict[ClientId, bytes] = {}
+    for peer, advertised in message.keys.items():
+        check_advertisement(advertised, peer, plan, now)
+        if advertised.credential is not None:
+            keys[peer] = advertised.credential.certificate.key
+    if len({*keys.values(), identity.certificate.key}) <= len(keys):
+        msg = "every peer must have an identity of its own, found one twice on the roster"
+        raise PeerProtocolError(msg)
+    return keys
+
+
+def _reveal(
+    survivors: frozenset[ClientId],
+    self_mask_shares: Mapping[ClientId, Share],
+    mask_key_shares: Mapping[ClientId, Share],
+) -> Reveal:
+    """Return one share per peer: of the self mask if it survived, else of the masking key."""
+    return Reveal(
+        self_mask_shares={p: s for p, s in self_mask_shares.items() if p in survivors},
+        mask_key_shares={p: s for p, s in mask_key_shares.items() if p not in survivors},
+    )
 
 
 def _require(found: int, needed: int, stage: str) -> None:

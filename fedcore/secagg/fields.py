@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from fedcore.errors import PeerProtocolError
-from fedcore.secagg.messages import ClientId
 from fedcore.secagg.plan import MOST_CLIENTS
 
 _U32: Final = struct.Struct("<I")
@@ -20,14 +19,14 @@ def write_u32(value: int) -> bytes:
     return _U32.pack(value)
 
 
-def write_map(entries: Mapping[ClientId, bytes]) -> bytes:
+def write_map(entries: Mapping[int, bytes]) -> bytes:
     """Return the count, then each peer with its bytes, by increasing peer."""
     parts = [_U32.pack(len(entries))]
     parts += [_U32.pack(peer) + entries[peer] for peer in sorted(entries)]
     return b"".join(parts)
 
 
-def write_set(clients: Iterable[ClientId]) -> bytes:
+def write_set(clients: Iterable[int]) -> bytes:
     """Return the count, then each peer in increasing order."""
     return write_map(dict.fromkeys(clients, b""))
 
@@ -48,9 +47,10 @@ class Reader:
         self.offset += size
         return part
 
-    def rest(self) -> bytes:
-        """Return all bytes that are left."""
-        return self.take(len(self.data) - self.offset)
+    def rest(self) -> memoryview:
+        """Return all bytes that are left, without a copy: they may be a whole vector."""
+        start, self.offset = self.offset, len(self.data)
+        return memoryview(self.data)[start:]
 
     def end(self, what: str) -> None:
         """Check that nothing is left of `what`."""
@@ -62,10 +62,10 @@ class Reader:
         """Return the next unsigned integer of four bytes."""
         return int(_U32.unpack(self.take(_U32.size))[0])
 
-    def map(self, value: Callable[[], T]) -> dict[ClientId, T]:
+    def map(self, value: Callable[[], T]) -> dict[int, T]:
         """Return the next map, each of its values read by `value`."""
         count, last = self.u32(), -1
-        entries: dict[ClientId, T] = {}
+        entries: dict[int, T] = {}
         for _ in range(count):
             peer = self.u32()
             if not last < peer < MOST_CLIENTS:
@@ -75,6 +75,6 @@ class Reader:
             last = peer
         return entries
 
-    def bytes_map(self, size: int) -> dict[ClientId, bytes]:
+    def bytes_map(self, size: int) -> dict[int, bytes]:
         """Return the next map, each of its values `size` bytes."""
         return self.map(lambda: self.take(size))

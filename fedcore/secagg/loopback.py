@@ -14,11 +14,13 @@ from fedcore.crypto import Entropy, SystemEntropy
 from fedcore.errors import ConfigurationError
 from fedcore.secagg import server
 from fedcore.secagg.client import ClientState, join
+from fedcore.secagg.identity import Identity
 from fedcore.secagg.machine import OneShot, step
 from fedcore.secagg.messages import (
     Advertisement,
     ClientId,
     EncryptedShares,
+    Endorsement,
     Invitation,
     MaskedInput,
     Reply,
@@ -30,11 +32,11 @@ from fedcore.secagg.server import Outcome
 from fedcore.secagg.wire import decode, encode
 from fedcore.vectors import RingVector
 
-Stage: TypeAlias = Literal["advertise", "share", "upload", "reveal"]
+Stage: TypeAlias = Literal["advertise", "share", "upload", "endorse", "reveal"]
 """What a client sends; to drop before it means not to send it, nor anything later."""
-STAGES: Final[tuple[Stage, ...]] = ("advertise", "share", "upload", "reveal")
+STAGES: Final[tuple[Stage, ...]] = ("advertise", "share", "upload", "endorse", "reveal")
 Drops: TypeAlias = Mapping[int, Stage]
-R = TypeVar("R", Advertisement, EncryptedShares, MaskedInput, Reveal)
+R = TypeVar("R", Advertisement, EncryptedShares, MaskedInput, Endorsement, Reveal)
 S = TypeVar("S")
 
 
@@ -61,6 +63,8 @@ def run_round(
     drops: Drops | None = None,
     *,
     entropy: Entropy | None = None,
+    identities: Mapping[int, Identity] | None = None,
+    now: int = 0,
 ) -> RoundResult:
     """Run one round of secure aggregation in memory.
 
@@ -70,9 +74,13 @@ def run_round(
         plan: The public parameters.
         drops: Who disappears, and before which message.
         entropy: The operating system's if None.
+        identities: Of each client, by key of `inputs`; needed if the plan is authenticated.
+        now: Unix time in seconds, for the certificates.
 
     Raises:
         ConfigurationError: `inputs` or `drops` do not fit the plan.
+        PeerProtocolError: An identity is missing, expired or not certified by the plan's
+            authority.
         RoundAbortedError: Too few clients are left at some stage.
 
     Example:
@@ -93,7 +101,8 @@ def run_round(
         raise ConfigurationError(msg)
     vectors = {index: plan.ring.reduce(inputs[name]) for index, name in enumerate(names)}
     schedule = {names.index(name): STAGES.index(stage) for name, stage in drops.items()}
-    link = _Loopback(plan, vectors, schedule, entropy or SystemEntropy())
+    known = {index: (identities or {}).get(name) for index, name in enumerate(names)}
+    link = _Loopback(plan, vectors, schedule, entropy or SystemEntropy(), identities=known, now=now)
     outcome = link.run()
     return RoundResult(
         total=outcome.total,
@@ -112,6 +121,9 @@ class _Loopback:
         vectors: Mapping[ClientId, RingVector],
         drops: Mapping[ClientId, int],
         entropy: Entropy,
+        *,
+        identities: Mapping[ClientId, Identity | None],
+        now: int,
     ) -> None:
         self.sent = dict.fromkeys(vectors, 0)
         self.received = dict.fromkeys(vectors, 0)
@@ -119,12 +131,18 @@ class _Loopback:
         self._vectors = vectors
         self._drops = drops
         self._entropy = entropy
+        self._identities = identities
+        self._now = now
         self._states: dict[ClientId, OneShot] = {}
 
     def run(self) -> Outcome:
         joining, invitations = server.invite(self._plan)
         joining = self._exchange(
-            0, invitations, Advertisement, joining, server.AwaitingAdvertisements.on_advertisement
+            0,
+            invitations,
+            Advertisement,
+            joining,
+            lambda state, client, message: state.on_advertisement(client, message, self._now),
         )
         sharing, rosters = joining.close()
         sharing = self._exchange(
@@ -132,9 +150,19 @@ class _Loopback:
         )
         adding, deliveries = sharing.close()
         adding = self._exchange(2, deliveries, MaskedInput, adding, server.AwaitingInputs.on_input)
-        unmasking, requests = adding.close()
-        unmasking = self._exchange(3, requests, Reveal, unmasking, server.AwaitingReveals.on_reveal)
+        unmasking, requests = self._endorse(adding) if self._plan.authenticated else adding.close()
+        unmasking = self._exchange(4, requests, Reveal, unmasking, server.AwaitingReveals.on_reveal)
         return unmasking.close()
+
+    def _endorse(
+        self, adding: server.AwaitingInputs
+    ) -> tuple[server.AwaitingReveals, Mapping[ClientId, Request]]:
+        """Let the survivors agree on who they are."""
+        endorsing, requests = adding.endorse()
+        endorsing = self._exchange(
+            3, requests, Endorsement, endorsing, server.AwaitingEndorsements.on_endorsement
+        )
+        return endorsing.close()
 
     def _exchange(
         self,
@@ -161,13 +189,20 @@ class _Loopback:
         reply: Reply
         state: ClientState
         if kind is Invitation:
-            state, reply = join(decode(data, Invitation), entropy)
+            state, reply = join(
+                decode(data, Invitation),
+                entropy,
+                identity=self._identities[client],
+                now=self._now,
+            )
         else:
             state, reply = step(
                 self._states[client].take(),
                 decode(data, kind, self._plan),
                 entropy=entropy,
                 vector=self._vectors[client],
+                identity=self._identities[client],
+                now=self._now,
             )
         self._states[client] = OneShot(state)
         return reply

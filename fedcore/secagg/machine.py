@@ -1,6 +1,7 @@
 """The client's state machine in one table, and the cell that holds a state.
 
-    AwaitingRoster > AwaitingDelivery > AwaitingSurvivors > Finished
+    AwaitingRoster > AwaitingDelivery > AwaitingSurvivors >
+        (AwaitingEndorsements, if the plan is authenticated) > Finished
 
 `step` is the only function that an adapter needs. Everything outside the table
 is refused before it reaches a state.
@@ -8,25 +9,30 @@ is refused before it reaches a state.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from fedcore.crypto import Entropy
 from fedcore.errors import LocalProtocolError, PeerProtocolError, StateReusedError
 from fedcore.secagg.client import (
     AwaitingDelivery,
+    AwaitingEndorsements,
     AwaitingRoster,
     AwaitingSurvivors,
     ClientState,
     Finished,
 )
-from fedcore.secagg.messages import Delivery, Reply, Request, Roster, Survivors
+from fedcore.secagg.identity import Identity
+from fedcore.secagg.messages import Delivery, Endorsements, Reply, Request, Roster, Survivors
 from fedcore.vectors import RingVector
 
-CLIENT_TRANSITIONS: Final[dict[type[ClientState], dict[type[Request], type[ClientState]]]] = {
-    AwaitingRoster: {Roster: AwaitingDelivery},
-    AwaitingDelivery: {Delivery: AwaitingSurvivors},
-    AwaitingSurvivors: {Survivors: Finished},
+Successors: TypeAlias = tuple[type[ClientState], ...]
+CLIENT_TRANSITIONS: Final[Mapping[type[ClientState], Mapping[type[Request], Successors]]] = {
+    AwaitingRoster: {Roster: (AwaitingDelivery,)},
+    AwaitingDelivery: {Delivery: (AwaitingSurvivors,)},
+    AwaitingSurvivors: {Survivors: (Finished, AwaitingEndorsements)},
+    AwaitingEndorsements: {Endorsements: (Finished,)},
     Finished: {},
 }
 
@@ -37,7 +43,13 @@ def expected_request(state: ClientState) -> type[Request] | None:
 
 
 def step(
-    state: ClientState, request: Request, *, entropy: Entropy, vector: RingVector | None = None
+    state: ClientState,
+    request: Request,
+    *,
+    entropy: Entropy,
+    vector: RingVector | None = None,
+    identity: Identity | None = None,
+    now: int = 0,
 ) -> tuple[ClientState, Reply]:
     """Advance the client by one message.
 
@@ -45,7 +57,10 @@ def step(
         state: Taken from its `OneShot`.
         request: From the server.
         entropy: Used by `Roster` only.
-        vector: The input; needed by `Delivery` only.
+        vector: The input; needed by `Delivery` only, and given up: it is overwritten by
+            the masked input, so that a device needs no memory for a second one.
+        identity: Of this client; needed in authenticated rounds.
+        now: Unix time in seconds; used by `Roster` in authenticated rounds.
 
     Raises:
         PeerProtocolError: `request` is not allowed in `state`, or breaks the protocol;
@@ -55,14 +70,21 @@ def step(
     """
     match state, request:
         case AwaitingRoster(), Roster():
-            return state.on_roster(request, entropy)
+            return state.on_roster(request, entropy, identity=identity, now=now)
         case AwaitingDelivery(), Delivery():
             if vector is None:
                 msg = "a Delivery is answered with the masked input, but no `vector` was passed"
                 raise LocalProtocolError(msg)
-            return state.on_delivery(request, vector)
+            return state.on_delivery(request, vector, out=vector)
+        case AwaitingSurvivors(), Survivors() if state.plan.authenticated:
+            if identity is None:
+                msg = "an authenticated round needs this device's `identity` at every step"
+                raise LocalProtocolError(msg)
+            return state.endorse(request, identity)
         case AwaitingSurvivors(), Survivors():
             return state.on_survivors(request)
+        case AwaitingEndorsements(), Endorsements():
+            return state.on_endorsements(request)
         case _:
             allowed = [message.__name__ for message in CLIENT_TRANSITIONS[type(state)]]
             msg = (

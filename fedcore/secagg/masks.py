@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedcore.crypto import SHARE_BYTES, Agreement, Mask, seal, unseal
+from fedcore.crypto import SHARE_BYTES, Agreement, Mask, seal, transcript_hash, unseal
 from fedcore.secagg.messages import Box, ClientId, Share
 
 
@@ -47,6 +47,11 @@ def pair_keys(
         peer: agreement.key(key, salt=digest, info=_pair(b"share", client, peer))
         for peer, key in peer_keys.items()
     }
+
+
+def seed_commitment(digest: bytes, client: ClientId, seed: bytes) -> bytes:
+    """Return 32 bytes that bind `client` to its self-mask seed and reveal nothing of it."""
+    return transcript_hash("fedcore/v1/self-mask", digest, client.to_bytes(4, "little"), seed)
 
 
 def seal_shares(

@@ -1,10 +1,14 @@
-"""The eight messages of a round, as values.
+"""The messages of a round, as values.
 
     server to client                client to server
     Invitation    the plan          Advertisement     two public keys
     Roster        peers' keys       EncryptedShares   one box per peer
     Delivery      peers' boxes      MaskedInput       the masked vector
-    Survivors     whose input came  Reveal            one share per peer
+    Survivors     whose input came  Endorsement       a signature on that
+    Endorsements  peers' signatures Reveal            one share per peer
+
+Endorsements are exchanged in authenticated rounds only; without identities a client
+answers `Survivors` with its `Reveal`.
 
 Peers are named by their index in the plan. A `Reveal` has one share per peer,
 of one kind or the other: the type cannot express both.
@@ -16,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from fedcore.errors import PeerProtocolError
+from fedcore.secagg.identity import Credential
 from fedcore.secagg.plan import Plan
 from fedcore.vectors import RingVector
 
@@ -40,10 +46,30 @@ class Advertisement:
     Attributes:
         mask_key: Agrees on pairwise masks; its secret is shared among the peers.
         share_key: Agrees on the encryption of shares; its secret is never shared.
+        credential: Whose keys they are; None if the round is not authenticated.
     """
 
     mask_key: bytes
     share_key: bytes
+    credential: Credential | None = None
+
+
+def check_advertisement(message: Advertisement, client: ClientId, plan: Plan, now: int) -> None:
+    """Accept the keys of `client` only if a device that the authority enrolled signed them.
+
+    Raises:
+        PeerProtocolError: Not signed, by somebody else, for another round, or expired.
+    """
+    if message.credential is None:
+        msg = f"the keys of client {client} must be signed, found no credential"
+        raise PeerProtocolError(msg)
+    message.credential.certificate.check(plan.authority, now)
+    message.credential.check(
+        digest=plan.digest(),
+        client=client,
+        mask_key=message.mask_key,
+        share_key=message.share_key,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +81,16 @@ class Roster:
 
 @dataclass(frozen=True, slots=True)
 class EncryptedShares:
-    """For each neighbour a box that only it can open."""
+    """For each neighbour a box that only it can open.
+
+    Attributes:
+        boxes: By neighbour.
+        commitment: To the seed of the self mask, 32 bytes: shares that do not reconstruct
+            what was shared are noticed before they spoil the sum.
+    """
 
     boxes: Mapping[ClientId, Box]
+    commitment: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +115,24 @@ class Survivors:
 
 
 @dataclass(frozen=True, slots=True)
+class Endorsement:
+    """One client's word that it was told these survivors.
+
+    Attributes:
+        signature: Of its identity key over the round and the survivors, 64 bytes.
+    """
+
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Endorsements:
+    """The endorsements of the recipient's surviving neighbours."""
+
+    signatures: Mapping[ClientId, bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Reveal:
     """What unmasks the sum: one secret per neighbour, never both.
 
@@ -94,6 +145,6 @@ class Reveal:
     mask_key_shares: Mapping[ClientId, Share] = field(repr=False)
 
 
-Request: TypeAlias = Invitation | Roster | Delivery | Survivors
-Reply: TypeAlias = Advertisement | EncryptedShares | MaskedInput | Reveal
+Request: TypeAlias = Invitation | Roster | Delivery | Survivors | Endorsements
+Reply: TypeAlias = Advertisement | EncryptedShares | MaskedInput | Endorsement | Reveal
 SecAggMessage: TypeAlias = Request | Reply

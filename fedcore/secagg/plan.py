@@ -20,6 +20,9 @@ from fedcore.secagg.parameters import Threat, choose_degree
 PROTOCOL_VERSION: Final = 1
 MOST_CLIENTS: Final = 65_520
 """Evaluation points of the secret sharing."""
+NOBODY: Final = bytes(DIGEST_BYTES)
+"""In place of an authority: the round is not authenticated."""
+_KEYS_BYTES: Final = 2 * DIGEST_BYTES
 _FORMAT: Final = struct.Struct("<HIIIIBQ")
 
 
@@ -36,6 +39,8 @@ class Plan:
         ring_bits: Entries are added modulo 2^ring_bits.
         dim: Length of the vectors.
         context: 32 bytes that bind the run, round, attempt, codec and model.
+        authority: Public key of the root that enrolled the clients, 32 bytes; zeros for
+            a simulation, in which nobody signs anything.
 
     Raises:
         ConfigurationError: The values contradict each other.
@@ -48,6 +53,7 @@ class Plan:
     ring_bits: int
     dim: int
     context: bytes = bytes(DIGEST_BYTES)
+    authority: bytes = NOBODY
 
     def __post_init__(self) -> None:
         if not 2 <= self.clients <= MOST_CLIENTS:
@@ -77,9 +83,15 @@ class Plan:
         if not 1 <= self.dim < 1 << 40:
             msg = f"secagg.dim must be positive and below 2^40, got {self.dim}"
             raise ConfigurationError(msg)
-        if len(self.context) != DIGEST_BYTES:
-            msg = f"secagg.context must be {DIGEST_BYTES} bytes, got {len(self.context)}"
-            raise ConfigurationError(msg)
+        for name, value in (("context", self.context), ("authority", self.authority)):
+            if len(value) != DIGEST_BYTES:
+                msg = f"secagg.{name} must be {DIGEST_BYTES} bytes, got {len(value)}"
+                raise ConfigurationError(msg)
+
+    @property
+    def authenticated(self) -> bool:
+        """Whether clients sign their keys and agree on the survivors."""
+        return self.authority != NOBODY
 
     @property
     def ring(self) -> Ring:
@@ -88,14 +100,18 @@ class Plan:
 
     def to_bytes(self) -> bytes:
         """Return the canonical encoding."""
-        return self.context + _FORMAT.pack(
-            PROTOCOL_VERSION,
-            self.clients,
-            self.neighbours,
-            self.threshold,
-            self.minimum_survivors,
-            self.ring_bits,
-            self.dim,
+        return (
+            self.context
+            + self.authority
+            + _FORMAT.pack(
+                PROTOCOL_VERSION,
+                self.clients,
+                self.neighbours,
+                self.threshold,
+                self.minimum_survivors,
+                self.ring_bits,
+                self.dim,
+            )
         )
 
     @classmethod
@@ -105,11 +121,11 @@ class Plan:
         Raises:
             ConfigurationError: Wrong length or version, or values out of range.
         """
-        if len(data) != DIGEST_BYTES + _FORMAT.size:
-            msg = f"a plan takes {DIGEST_BYTES + _FORMAT.size} bytes, found {len(data)}"
+        if len(data) != _KEYS_BYTES + _FORMAT.size:
+            msg = f"a plan takes {_KEYS_BYTES + _FORMAT.size} bytes, found {len(data)}"
             raise ConfigurationError(msg)
         version, clients, neighbours, threshold, minimum, bits, dim = _FORMAT.unpack(
-            data[DIGEST_BYTES:]
+            data[_KEYS_BYTES:]
         )
         if version != PROTOCOL_VERSION:
             msg = (
@@ -117,7 +133,8 @@ class Plan:
                 "update the older side"
             )
             raise ConfigurationError(msg)
-        return cls(clients, neighbours, threshold, minimum, bits, dim, data[:DIGEST_BYTES])
+        context, authority = data[:DIGEST_BYTES], data[DIGEST_BYTES:_KEYS_BYTES]
+        return cls(clients, neighbours, threshold, minimum, bits, dim, context, authority)
 
     def digest(self) -> bytes:
         """Return the 32 bytes from which every key of the round is derived."""
@@ -136,6 +153,7 @@ def make_plan(
     threat: Threat | None = None,
     minimum_survivors: int | None = None,
     context: bytes = bytes(DIGEST_BYTES),
+    authority: bytes = NOBODY,
 ) -> Plan:
     """Return the plan for a cohort; graph and threshold follow from `threat`.
 
@@ -146,6 +164,7 @@ def make_plan(
         threat: What to withstand; the defaults of `Threat` if None.
         minimum_survivors: Default: as many as `threat.dropout` leaves.
         context: 32 bytes that bind the rest of the round.
+        authority: Public key of the root that enrolled the clients, 32 bytes.
 
     Raises:
         ConfigurationError: No parameters withstand `threat` with so many clients.
@@ -160,5 +179,12 @@ def make_plan(
     if minimum_survivors is None:
         minimum_survivors = max(2, clients - int(threat.dropout * clients))
     return Plan(
-        clients, degree.neighbours, degree.threshold, minimum_survivors, ring_bits, dim, context
+        clients=clients,
+        neighbours=degree.neighbours,
+        threshold=degree.threshold,
+        minimum_survivors=minimum_survivors,
+        ring_bits=ring_bits,
+        dim=dim,
+        context=context,
+        authority=authority,
     )

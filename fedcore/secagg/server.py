@@ -1,12 +1,13 @@
 """Server side of secure aggregation.
 
-Four states, one per stage. A state takes one message of each client with its
+One state per stage. A state takes one message of each client with its
 `on_...` method, which returns the state with that message counted; `close` ends
 the stage with whoever has answered, and returns the next state with the requests
 to send. The input vectors are added as they come: the server keeps one vector,
 not one per client.
 
-    AwaitingAdvertisements > AwaitingShares > AwaitingInputs > AwaitingReveals > Outcome
+    AwaitingAdvertisements > AwaitingShares > AwaitingInputs >
+        (AwaitingEndorsements, if the plan is authenticated) > AwaitingReveals > Outcome
 
 A message from somebody who was not asked, or a second one from the same client,
 is refused; the state is unchanged and the round goes on.
@@ -14,25 +15,37 @@ is refused; the state is unchanged and the round goes on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from fedcore.crypto import KeyPair, Mask, add_masks, combine
+from fedcore.crypto import (
+    AddMasks,
+    KeyPair,
+    Mask,
+    add_masks,
+    check_public_key,
+    check_share,
+    combine,
+)
 from fedcore.errors import PeerProtocolError, RoundAbortedError
-from fedcore.secagg.masks import pairwise_masks
+from fedcore.secagg.masks import pairwise_masks, seed_commitment
 from fedcore.secagg.messages import (
     Advertisement,
     ClientId,
     Delivery,
     EncryptedShares,
+    Endorsement,
+    Endorsements,
     Invitation,
     MaskedInput,
     Reveal,
     Roster,
     Survivors,
+    check_advertisement,
 )
 from fedcore.secagg.plan import Plan
+from fedcore.secagg.running_sum import RunningSum
 from fedcore.vectors import RingVector
 
 
@@ -55,7 +68,7 @@ class AwaitingReveals:
 
     plan: Plan
     keys: Mapping[ClientId, bytes]
-    shared: frozenset[ClientId]
+    commitments: Mapping[ClientId, bytes]
     survivors: frozenset[ClientId]
     total: RingVector = field(repr=False)
     reveals: Mapping[ClientId, Reveal] = field(repr=False, default_factory=dict)
@@ -65,9 +78,11 @@ class AwaitingReveals:
 
         Raises:
             PeerProtocolError: Not a survivor, a second answer, or shares of the
-                wrong kind or of the wrong peers.
+                wrong kind, of the wrong peers, or malformed.
         """
         _expect_once(client, self.survivors, self.reveals)
+        for share in (*message.self_mask_shares.values(), *message.mask_key_shares.values()):
+            check_share(share)
         peers = self.plan.neighbours_of(client) & self.shared
         if (
             message.self_mask_shares.keys() != peers & self.survivors
@@ -78,6 +93,11 @@ class AwaitingReveals:
         return replace(self, reveals={**self.reveals, client: message})
 
     @property
+    def shared(self) -> frozenset[ClientId]:
+        """Who shared its secrets, and so is in the others' masks."""
+        return frozenset(self.commitments)
+
+    @property
     def complete(self) -> bool:
         """Whether enough shares have arrived to unmask, so that waiting is over."""
         return all(
@@ -85,8 +105,11 @@ class AwaitingReveals:
             for client in self.shared
         )
 
-    def close(self) -> Outcome:
+    def close(self, unmask: AddMasks = add_masks) -> Outcome:
         """Subtract all masks from the sum. [BIK+17, figure 4, round 4].
+
+        Args:
+            unmask: Adds the masks' opposites; `ParallelMasks` uses all cores.
 
         Raises:
             RoundAbortedError: A secret has too few shares, or shares that do not
@@ -101,16 +124,23 @@ class AwaitingReveals:
                 found=len(self.reveals),
                 reason=str(error),
             ) from error
-        return Outcome(add_masks(self.total, masks, self.plan.ring), self.survivors)
+        return Outcome(unmask(self.total, masks, self.plan.ring), self.survivors)
 
     def _self_masks(self) -> Iterator[Mask]:
         """Yield the opposite of each survivor's self mask."""
+        digest = self.plan.digest()
         for client in sorted(self.survivors):
             shares = {
                 peer: reveal.self_mask_shares[client]
                 for peer, reveal in self._reveals_about(client).items()
             }
-            yield Mask(self._reconstruct(shares), -1)
+            seed = self._reconstruct(
+                shares,
+                lambda secret, client=client: (  # type: ignore[misc]
+                    seed_commitment(digest, client, secret) == self.commitments[client]
+                ),
+            )
+            yield Mask(seed, -1)
 
     def _unpaired_masks(self) -> Iterator[Mask]:
         """Yield what each dropped client would have added: its peers' masks cancel then."""
@@ -120,31 +150,94 @@ class AwaitingReveals:
                 peer: reveal.mask_key_shares[client]
                 for peer, reveal in self._reveals_about(client).items()
             }
-            pair = KeyPair.from_secret(self._reconstruct(shares))
-            if pair.public != self.keys[client]:
-                msg = f"the shares of client {client} do not belong to the key it advertised"
-                raise PeerProtocolError(msg)
+            secret = self._reconstruct(
+                shares,
+                lambda secret, client=client: (  # type: ignore[misc]
+                    KeyPair.from_secret(secret).public == self.keys[client]
+                ),
+            )
             peers = self.plan.neighbours_of(client) & self.survivors
             keys = {peer: self.keys[peer] for peer in peers}
-            yield from pairwise_masks(pair.secret, client, keys, digest)
+            yield from pairwise_masks(secret, client, keys, digest)
 
     def _reveals_about(self, client: ClientId) -> dict[ClientId, Reveal]:
         peers = self.plan.neighbours_of(client)
         return {peer: reveal for peer, reveal in self.reveals.items() if peer in peers}
 
-    def _reconstruct(self, shares: Mapping[ClientId, bytes]) -> bytes:
-        _require(len(shares), self.plan.threshold, "unmasking")
-        return combine({peer + 1: share for peer, share in shares.items()}, self.plan.threshold)
+    def _reconstruct(
+        self, shares: Mapping[ClientId, bytes], fits: Callable[[bytes], bool]
+    ) -> bytes:
+        """Return the secret that `fits` what its owner bound itself to.
+
+        One false share is survived if there is one share to spare: leave out each of
+        those that were used, in turn.
+        """
+        threshold = self.plan.threshold
+        _require(len(shares), threshold, "unmasking")
+        points = {peer + 1: share for peer, share in shares.items()}
+        suspects: list[int | None] = [None]
+        if len(points) > threshold:
+            suspects += sorted(points)[:threshold]
+        for suspect in suspects:
+            chosen = {point: share for point, share in points.items() if point != suspect}
+            try:
+                secret = combine(chosen, threshold)
+            except PeerProtocolError:
+                continue
+            if fits(secret):
+                return secret
+        msg = "shares of a secret do not fit what its owner bound itself to"
+        raise PeerProtocolError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitingEndorsements:
+    """The survivors are named; the server collects their signatures on that."""
+
+    reveals: AwaitingReveals
+    endorsements: Mapping[ClientId, Endorsement] = field(default_factory=dict)
+
+    def on_endorsement(self, client: ClientId, message: Endorsement) -> AwaitingEndorsements:
+        """Keep one client's endorsement for its neighbours, who check it.
+
+        Raises:
+            PeerProtocolError: Not a survivor, or a second answer.
+        """
+        _expect_once(client, self.reveals.survivors, self.endorsements)
+        return replace(self, endorsements={**self.endorsements, client: message})
+
+    def close(self) -> tuple[AwaitingReveals, dict[ClientId, Endorsements]]:
+        """Forward to each client the endorsements of its neighbours.
+
+        Raises:
+            RoundAbortedError: Too few endorsements for anybody to act on.
+        """
+        plan = self.reveals.plan
+        _require(len(self.endorsements), plan.threshold, "endorsing")
+        requests = {
+            client: Endorsements(
+                {
+                    peer: self.endorsements[peer].signature
+                    for peer in sorted(plan.neighbours_of(client) & self.endorsements.keys())
+                }
+            )
+            for client in sorted(self.endorsements)
+        }
+        return self.reveals, requests
 
 
 @dataclass(frozen=True, slots=True)
 class AwaitingInputs:
-    """The boxes are delivered; the server adds up masked inputs."""
+    """The boxes are delivered; the server adds up masked inputs.
+
+    The sum is added to in place and belongs to the newest state: a state that took an
+    input, or was closed, takes no other.
+    """
 
     plan: Plan
     keys: Mapping[ClientId, bytes]
-    shared: frozenset[ClientId]
-    total: RingVector = field(repr=False)
+    commitments: Mapping[ClientId, bytes]
+    total: RunningSum = field(repr=False)
     survivors: frozenset[ClientId] = frozenset()
 
     def on_input(self, client: ClientId, message: MaskedInput) -> AwaitingInputs:
@@ -152,20 +245,35 @@ class AwaitingInputs:
 
         Raises:
             PeerProtocolError: Not asked, or a second answer.
+            StateReusedError: This state took an input before, or was closed.
         """
-        _expect_once(client, self.shared, self.survivors)
-        return replace(self, total=self.total + message.vector, survivors=self.survivors | {client})
+        _expect_once(client, self.commitments, self.survivors)
+        self.total.add(message.vector, seen=len(self.survivors))
+        return replace(self, survivors=self.survivors | {client})
 
     def close(self) -> tuple[AwaitingReveals, dict[ClientId, Survivors]]:
-        """Fix the survivors and ask them for the shares.
+        """Fix the survivors and tell them; they answer with their shares.
+
+        In an authenticated round they answer with endorsements: see `endorse`.
+
+        Raises:
+            RoundAbortedError: Too few survivors.
+            StateReusedError: This state took an input since.
+        """
+        _require(len(self.survivors), self.plan.minimum_survivors, "uploading")
+        request = Survivors(self.survivors)
+        total = self.total.close(seen=len(self.survivors))
+        state = AwaitingReveals(self.plan, self.keys, self.commitments, self.survivors, total)
+        return state, dict.fromkeys(sorted(self.survivors), request)
+
+    def endorse(self) -> tuple[AwaitingEndorsements, dict[ClientId, Survivors]]:
+        """Fix the survivors of an authenticated round and tell them.
 
         Raises:
             RoundAbortedError: Too few survivors.
         """
-        _require(len(self.survivors), self.plan.minimum_survivors, "uploading")
-        request = Survivors(self.survivors)
-        state = AwaitingReveals(self.plan, self.keys, self.shared, self.survivors, self.total)
-        return state, dict.fromkeys(sorted(self.survivors), request)
+        reveals, requests = self.close()
+        return AwaitingEndorsements(reveals), requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +313,9 @@ class AwaitingShares:
             )
             for client in sorted(self.shares)
         }
-        total = self.plan.ring.zeros(self.plan.dim)
-        state = AwaitingInputs(self.plan, self.keys, frozenset(self.shares), total)
+        total = RunningSum(self.plan.ring.zeros(self.plan.dim))
+        commitments = {client: message.commitment for client, message in self.shares.items()}
+        state = AwaitingInputs(self.plan, self.keys, commitments, total)
         return state, deliveries
 
 
@@ -217,13 +326,33 @@ class AwaitingAdvertisements:
     plan: Plan
     advertisements: Mapping[ClientId, Advertisement] = field(default_factory=dict)
 
-    def on_advertisement(self, client: ClientId, message: Advertisement) -> AwaitingAdvertisements:
+    def on_advertisement(
+        self, client: ClientId, message: Advertisement, now: int = 0
+    ) -> AwaitingAdvertisements:
         """Keep one client's keys.
 
+        Every client checks its peers' keys itself and leaves the round over a bad one.
+        Checking them here as well loses that one client instead of all its peers.
+
+        Args:
+            client: Who sent it.
+            message: Its keys.
+            now: Unix time in seconds, for the certificate.
+
         Raises:
-            PeerProtocolError: Not invited, or a second answer.
+            PeerProtocolError: Not invited, a second answer, keys that are invalid or
+                somebody else's, or not signed as the plan demands.
         """
         _expect_once(client, range(self.plan.clients), self.advertisements)
+        known = {key for peer in self.advertisements.values() for key in _keys_of(peer)}
+        mine = _keys_of(message)
+        if len(known | mine) < len(known) + len(mine) or message.mask_key == message.share_key:
+            msg = f"every key of client {client} must be its own, found one that is used already"
+            raise PeerProtocolError(msg)
+        check_public_key(message.mask_key)
+        check_public_key(message.share_key)
+        if self.plan.authenticated:
+            check_advertisement(message, client, self.plan, now)
         return replace(self, advertisements={**self.advertisements, client: message})
 
     def close(self) -> tuple[AwaitingShares, dict[ClientId, Roster]]:
@@ -251,7 +380,25 @@ def invite(plan: Plan) -> tuple[AwaitingAdvertisements, dict[ClientId, Invitatio
     return AwaitingAdvertisements(plan), invitations
 
 
-ServerState: TypeAlias = AwaitingAdvertisements | AwaitingShares | AwaitingInputs | AwaitingReveals
+ServerState: TypeAlias = (
+    AwaitingAdvertisements
+    | AwaitingShares
+    | AwaitingInputs
+    | AwaitingEndorsements
+    | AwaitingReveals
+)
+
+
+def _keys_of(message: Advertisement) -> frozenset[tuple[str, bytes]]:
+    """Return the keys that no other client may use, each with its purpose.
+
+    An identity key is public and the same in every round: whoever advertised it as a
+    round key would otherwise keep its owner out.
+    """
+    keys = {("round", message.mask_key), ("round", message.share_key)}
+    if message.credential is not None:
+        keys.add(("identity", message.credential.certificate.key))
+    return frozenset(keys)
 
 
 def _expect_once(

@@ -9,25 +9,28 @@ from __future__ import annotations
 
 from typing import Final
 
-from fedcore.crypto import DIGEST_BYTES, KEY_BYTES, SEED_BYTES, SHARE_BYTES
+from fedcore.crypto import KEY_BYTES, SEED_BYTES, SHARE_BYTES
 from fedcore.errors import ConfigurationError, LocalProtocolError, PeerProtocolError
 from fedcore.secagg.client import (
     AwaitingDelivery,
+    AwaitingEndorsements,
     AwaitingRoster,
     AwaitingSurvivors,
     ClientState,
     Finished,
 )
-from fedcore.secagg.fields import Reader, write_map, write_u32
+from fedcore.secagg.fields import Reader, write_map, write_set, write_u32
+from fedcore.secagg.identity import IDENTITY_BYTES
 from fedcore.secagg.plan import Plan
 
 _VERSION: Final = 1
-_PLAN_BYTES: Final = len(Plan(2, 1, 1, 2, 1, 1, bytes(DIGEST_BYTES)).to_bytes())
+_PLAN_BYTES: Final = len(Plan(2, 1, 1, 2, 1, 1).to_bytes())
 _TAGS: Final[dict[type[ClientState], int]] = {
     AwaitingRoster: 1,
     AwaitingDelivery: 2,
     AwaitingSurvivors: 3,
     Finished: 4,
+    AwaitingEndorsements: 5,
 }
 
 
@@ -37,11 +40,15 @@ def dump_state(state: ClientState) -> bytes:
     match state:
         case AwaitingRoster(client, plan, mask_secret, share_secret):
             return head + _identity(client, plan) + mask_secret + share_secret
-        case AwaitingDelivery(client, plan, mask_secret, seed, pair_keys, mask_keys):
+        case AwaitingDelivery(client, plan, mask_secret, seed, pair_keys, mask_keys, keys):
             body = mask_secret + seed + write_map(pair_keys) + write_map(mask_keys)
-            return head + _identity(client, plan) + body
-        case AwaitingSurvivors(client, plan, seed_shares, key_shares):
-            return head + _identity(client, plan) + write_map(seed_shares) + write_map(key_shares)
+            return head + _identity(client, plan) + body + write_map(keys)
+        case AwaitingSurvivors(client, plan, seed_shares, key_shares, keys):
+            body = write_map(seed_shares) + write_map(key_shares)
+            return head + _identity(client, plan) + body + write_map(keys)
+        case AwaitingEndorsements(client, plan, survivors, seed_shares, key_shares, keys):
+            body = write_map(seed_shares) + write_map(key_shares) + write_map(keys)
+            return head + _identity(client, plan) + write_set(survivors) + body
         case Finished():
             return head
 
@@ -80,18 +87,26 @@ def _parse_active(reader: Reader, tag: int) -> ClientState:
         mask_secret, seed = reader.take(KEY_BYTES), reader.take(SEED_BYTES)
         maps = _parse_maps(reader, KEY_BYTES, client, plan)
         return AwaitingDelivery(client, plan, mask_secret, seed, *maps)
-    return AwaitingSurvivors(client, plan, *_parse_maps(reader, SHARE_BYTES, client, plan))
+    if tag == _TAGS[AwaitingSurvivors]:
+        return AwaitingSurvivors(client, plan, *_parse_maps(reader, SHARE_BYTES, client, plan))
+    survivors = frozenset(reader.map(lambda: None))
+    maps = _parse_maps(reader, SHARE_BYTES, client, plan)
+    return AwaitingEndorsements(client, plan, survivors, *maps)
 
 
 def _parse_maps(
     reader: Reader, size: int, client: int, plan: Plan
-) -> tuple[dict[int, bytes], dict[int, bytes]]:
-    """Return two maps over the same neighbours of `client`."""
+) -> tuple[dict[int, bytes], dict[int, bytes], dict[int, bytes]]:
+    """Return two maps over the same neighbours of `client`, and their identity keys."""
     first, second = reader.bytes_map(size), reader.bytes_map(size)
+    keys = reader.bytes_map(IDENTITY_BYTES)
     if first.keys() != second.keys() or not first.keys() <= plan.neighbours_of(client):
         msg = f"expected two secrets of each stored peer, found {len(first)} and {len(second)}"
         raise PeerProtocolError(msg)
-    return first, second
+    if keys.keys() != (first.keys() if plan.authenticated else set()):
+        msg = f"expected the identity key of each stored peer, found {len(keys)}"
+        raise PeerProtocolError(msg)
+    return first, second, keys
 
 
 def _identity(client: int, plan: Plan) -> bytes:

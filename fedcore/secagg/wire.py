@@ -4,7 +4,8 @@
     map<T>     = count(u32) { peer(u32) T }     peers strictly increasing
     set        = count(u32) { peer(u32) }       strictly increasing
 
-Everything is little-endian and of fixed width, so each message has one encoding
+An advertisement is two keys, and in authenticated rounds a certificate and a signature.
+Everything is little-endian and of fixed or stated width, so each message has one encoding
 and a decoder needs no limits but the length of its input. The masked vector is
 packed to the ring's width; its length follows from the plan.
 
@@ -14,18 +15,22 @@ A decoder returns a message or raises `PeerProtocolError`, never anything else.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final, TypeVar, cast
+from typing import Final, TypeAlias, TypeVar, cast
 
 from fedcore.crypto import DIGEST_BYTES, KEY_BYTES, SHARE_BYTES, TAG_BYTES
 from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.ring import pack, unpack
 from fedcore.secagg.fields import Reader, write_map, write_set, write_u32
+from fedcore.secagg.identity import SIGNATURE_BYTES, Credential
 from fedcore.secagg.messages import (
     Advertisement,
     Delivery,
     EncryptedShares,
+    Endorsement,
+    Endorsements,
     Invitation,
     MaskedInput,
+    Request,
     Reveal,
     Roster,
     SecAggMessage,
@@ -37,7 +42,7 @@ BOX_BYTES: Final = 2 * SHARE_BYTES + TAG_BYTES
 _MAGIC: Final = b"fC"
 _VERSION: Final = 1
 _HEADER: Final = 4
-_PLAN_BYTES: Final = len(Plan(2, 1, 1, 2, 1, 1, bytes(DIGEST_BYTES)).to_bytes())
+_PLAN_BYTES: Final = len(Plan(2, 1, 1, 2, 1, 1).to_bytes())
 
 _KINDS: Final[Mapping[type, int]] = {
     Invitation: 1,
@@ -47,14 +52,20 @@ _KINDS: Final[Mapping[type, int]] = {
     Delivery: 5,
     MaskedInput: 6,
     Survivors: 7,
-    Reveal: 8,
+    Endorsement: 8,
+    Endorsements: 9,
+    Reveal: 10,
 }
+_Short: TypeAlias = Request | Advertisement | EncryptedShares | Endorsement | Reveal
 M = TypeVar("M", bound=SecAggMessage)
 
 
 def encode(message: SecAggMessage, plan: Plan) -> bytes:
     """Return the canonical bytes of `message`."""
-    return _MAGIC + bytes((_VERSION, _KINDS[type(message)])) + _body(message, plan)
+    header = _MAGIC + bytes((_VERSION, _KINDS[type(message)]))
+    if isinstance(message, MaskedInput):  # the long one: putting parts together copies it
+        return pack(message.vector, plan.ring, prefix=header)
+    return header + _body(message)
 
 
 def decode(data: bytes, kind: type[M], plan: Plan | None = None) -> M:
@@ -78,20 +89,22 @@ def decode(data: bytes, kind: type[M], plan: Plan | None = None) -> M:
     return message
 
 
-def _body(message: SecAggMessage, plan: Plan) -> bytes:
+def _body(message: _Short) -> bytes:
     match message:
         case Invitation(client, invited):
             return write_u32(client) + invited.to_bytes()
-        case Advertisement(mask_key, share_key):
-            return mask_key + share_key
+        case Advertisement():
+            return _write_advertisement(message)
         case Roster(keys):
-            return write_map({peer: key.mask_key + key.share_key for peer, key in keys.items()})
-        case EncryptedShares(boxes) | Delivery(boxes):
-            return write_map(boxes)
-        case MaskedInput(vector):
-            return pack(vector, plan.ring)
+            return write_map({peer: _write_advertisement(key) for peer, key in keys.items()})
+        case EncryptedShares(boxes, commitment):
+            return commitment + write_map(boxes)
+        case Delivery(entries) | Endorsements(entries):
+            return write_map(entries)
         case Survivors(clients):
             return write_set(clients)
+        case Endorsement(signature):
+            return signature
         case Reveal(self_mask_shares, mask_key_shares):
             return write_map(self_mask_shares) + write_map(mask_key_shares)
 
@@ -103,12 +116,16 @@ def _parse(reader: Reader, kind: type, plan: Plan | None) -> SecAggMessage:
         msg = f"a {kind.__name__} cannot be read before the plan is known"
         raise PeerProtocolError(msg)
     parsers: dict[type, Callable[[], SecAggMessage]] = {
-        Advertisement: lambda: _parse_advertisement(reader),
-        Roster: lambda: Roster(reader.map(lambda: _parse_advertisement(reader))),
-        EncryptedShares: lambda: EncryptedShares(reader.bytes_map(BOX_BYTES)),
+        Advertisement: lambda: _parse_advertisement(reader, plan),
+        Roster: lambda: Roster(reader.map(lambda: _parse_advertisement(reader, plan))),
+        EncryptedShares: lambda: _parse_shares(reader),
         Delivery: lambda: Delivery(reader.bytes_map(BOX_BYTES)),
-        MaskedInput: lambda: MaskedInput(unpack(reader.rest(), plan.dim, plan.ring)),
+        MaskedInput: lambda: MaskedInput(
+            unpack(reader.rest(), plan.dim, plan.ring, writable=False)
+        ),
         Survivors: lambda: Survivors(frozenset(reader.map(lambda: None))),
+        Endorsement: lambda: Endorsement(reader.take(SIGNATURE_BYTES)),
+        Endorsements: lambda: Endorsements(reader.bytes_map(SIGNATURE_BYTES)),
         Reveal: lambda: _parse_reveal(reader),
     }
     return parsers[kind]()
@@ -127,8 +144,20 @@ def _parse_invitation(reader: Reader) -> Invitation:
     return Invitation(client, plan)
 
 
-def _parse_advertisement(reader: Reader) -> Advertisement:
-    return Advertisement(reader.take(KEY_BYTES), reader.take(KEY_BYTES))
+def _write_advertisement(message: Advertisement) -> bytes:
+    credential = b"" if message.credential is None else message.credential.to_bytes()
+    return message.mask_key + message.share_key + credential
+
+
+def _parse_advertisement(reader: Reader, plan: Plan) -> Advertisement:
+    mask_key, share_key = reader.take(KEY_BYTES), reader.take(KEY_BYTES)
+    credential = Credential.read(reader) if plan.authenticated else None
+    return Advertisement(mask_key, share_key, credential)
+
+
+def _parse_shares(reader: Reader) -> EncryptedShares:
+    commitment = reader.take(DIGEST_BYTES)
+    return EncryptedShares(reader.bytes_map(BOX_BYTES), commitment)
 
 
 def _parse_reveal(reader: Reader) -> Reveal:

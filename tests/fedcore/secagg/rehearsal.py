@@ -1,7 +1,9 @@
 """A round that a test can stop between any two messages, look into and tamper with.
 
-`Rehearsal` drives the real states of both ends, one stage at a time. `refusal` is
-`pytest.raises` that also searches the error, and every error behind it, for secrets.
+`Rehearsal` drives the real states of both ends, one stage at a time. With a plan that
+names an authority its clients are enrolled, sign their keys and endorse the survivors.
+`refusal` is `pytest.raises` that also searches the error, and every error behind it,
+for secrets.
 """
 
 import re
@@ -9,15 +11,28 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import pytest
 
 from fedcore.crypto import Entropy, ReplayedEntropy
-from fedcore.secagg import ClientState, Outcome, Plan, encode, invite, join, step
+from fedcore.crypto.signatures import SigningKey
+from fedcore.secagg import (
+    Certificate,
+    ClientState,
+    Identity,
+    Outcome,
+    Plan,
+    encode,
+    invite,
+    join,
+    step,
+)
 from fedcore.secagg.messages import Invitation, Reply, Request
 from fedcore.secagg.server import (
     AwaitingAdvertisements,
+    AwaitingEndorsements,
     AwaitingInputs,
     AwaitingReveals,
     AwaitingShares,
@@ -28,11 +43,16 @@ RECEIVE = {
     AwaitingAdvertisements: AwaitingAdvertisements.on_advertisement,
     AwaitingShares: AwaitingShares.on_shares,
     AwaitingInputs: AwaitingInputs.on_input,
+    AwaitingEndorsements: AwaitingEndorsements.on_endorsement,
     AwaitingReveals: AwaitingReveals.on_reveal,
 }
-STAGES = ("advertise", "share", "upload", "reveal")
-# Key material looks like one of these: a long hexadecimal word, or the repr of bytes.
-SECRET_LOOKING = re.compile(r"[0-9a-fA-F]{16}|\\x[0-9a-f]{2}")
+STAGES = ("advertise", "share", "upload", "endorse", "reveal")
+# Key material looks like one of these: a long hexadecimal word, or the repr of bytes. Only
+# the beginning of a public key may be printed, by the name of what it is.
+SECRET_LOOKING = re.compile(r"(?<!public key )[0-9a-fA-F]{16}|\\x[0-9a-f]{2}")
+ROOT = SigningKey.generate(ReplayedEntropy(b"the root that enrolls"))
+AUTHORITY = ROOT.public.raw
+NOW, EXPIRY = 1_800_000_000, 1_900_000_000
 
 
 def complete_plan(clients: int = 5, **changes: object) -> Plan:
@@ -48,6 +68,30 @@ def complete_plan(clients: int = 5, **changes: object) -> Plan:
     return Plan(**(values | changes))
 
 
+def signed_plan(clients: int = 5, **changes: object) -> Plan:
+    """`complete_plan`, whose clients `ROOT` enrolled."""
+    return complete_plan(clients, **({"authority": AUTHORITY} | changes))
+
+
+def enroll(
+    key: SigningKey, name: str = "device", root: SigningKey = ROOT, expires_at: int = EXPIRY
+) -> Identity:
+    """What `root` gives the device that holds `key`."""
+    certificate = Certificate.issue(root, name=name, key=key.public.raw, expires_at=expires_at)
+    return Identity(certificate, key)
+
+
+@lru_cache(maxsize=256)
+def identity_of(client: int) -> Identity:
+    """The identity that `client` has in every rehearsal."""
+    return enroll(SigningKey.generate(ReplayedEntropy(b"device %d" % client)), f"device-{client}")
+
+
+def stages_of(plan: Plan) -> tuple[str, ...]:
+    """The stages of a round: only identities can endorse."""
+    return tuple(name for name in STAGES if name != "endorse" or plan.authenticated)
+
+
 @dataclass
 class Rehearsal:
     """One round; `advance` plays a stage, and leaves what was said in `log`."""
@@ -55,6 +99,7 @@ class Rehearsal:
     plan: Plan
     entropy: Entropy = field(default_factory=lambda: ReplayedEntropy(b"rehearsal"))
     vectors: Mapping[int, np.ndarray] = field(default_factory=dict)
+    identities: dict[int, Identity] = field(default_factory=dict)
     states: dict[int, ClientState] = field(default_factory=dict)
     replies: dict[int, Reply] = field(default_factory=dict)
     log: list[tuple[int, Request | Reply]] = field(default_factory=list)
@@ -69,14 +114,23 @@ class Rehearsal:
                 client: self.plan.ring.reduce(np.arange(self.plan.dim) + 100 * client)
                 for client in range(self.plan.clients)
             }
+        if self.plan.authenticated and not self.identities:
+            self.identities = {client: identity_of(client) for client in range(self.plan.clients)}
 
     def answer(self, client: int, request: Request) -> tuple[ClientState, Reply]:
         """What `client` would do; nothing is recorded, so a test may ask twice."""
         entropy = self.entropy.child(f"client={client}")
+        identity = self.identities.get(client)
         if isinstance(request, Invitation):
-            return join(request, entropy)
-        vector = self.vectors[client]
-        return step(self.states[client], request, entropy=entropy, vector=vector)
+            return join(request, entropy, identity=identity, now=NOW)
+        return step(
+            self.states[client],
+            request,
+            entropy=entropy,
+            vector=self.vectors[client].copy(),  # a step overwrites it
+            identity=identity,
+            now=NOW,
+        )
 
     def listen(self, absent: frozenset[int] | set[int] = frozenset()) -> "Rehearsal":
         """Let the clients answer; the server has not heard them yet."""
@@ -88,12 +142,19 @@ class Rehearsal:
                 self.log.append((client, self.replies[client]))
         return self
 
+    def receive(self, client: int, message: Reply) -> ServerState:
+        """The server's state after `message`; nothing is recorded."""
+        receive = RECEIVE[type(self.server)]
+        if isinstance(self.server, AwaitingAdvertisements):
+            return receive(self.server, client, message, NOW)
+        return receive(self.server, client, message)
+
     def hear(self, *, backwards: bool = False) -> "Rehearsal":
         """Let the server take the answers and close the stage."""
-        receive = RECEIVE[type(self.server)]
         for client in sorted(self.replies, reverse=backwards):
-            self.server = receive(self.server, client, self.replies[client])
-        closed = self.server.close()
+            self.server = self.receive(client, self.replies[client])
+        endorsing = self.plan.authenticated and isinstance(self.server, AwaitingInputs)
+        closed = self.server.endorse() if endorsing else self.server.close()
         if isinstance(closed, Outcome):
             self.outcome = closed
         else:
@@ -106,6 +167,8 @@ class Rehearsal:
         """Play from where we are until the requests of stage `until` lie ready, or to the end."""
         start = list(RECEIVE).index(type(self.server))
         for name in STAGES[start : None if until is None else STAGES.index(until)]:
+            if name not in stages_of(self.plan):
+                continue
             gone = {
                 client
                 for client, since in (absent or {}).items()
@@ -125,12 +188,15 @@ def whole_round(
     backwards: bool = False,
     **fields: object,
 ) -> Rehearsal:
-    """All four stages."""
+    """All stages."""
     return Rehearsal(plan, **fields).advance(absent=absent, backwards=backwards)
 
 
 def at_stage(stage: str, plan: Plan | None = None, **absent: str) -> Rehearsal:
-    """A round whose requests of `stage` lie ready; `absent` is spelled c3="upload"."""
+    """A round whose requests of `stage` lie ready; `absent` is spelled c3="upload".
+
+    To have a stage "endorse" the plan must name an authority.
+    """
     gone = {int(name[1:]): since for name, since in absent.items()}
     return Rehearsal(plan or complete_plan()).advance(stage, gone)
 

@@ -5,6 +5,8 @@ from itertools import chain, combinations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedcore.crypto import KeyPair, ReplayedEntropy, add_masks, agree, expand
 from fedcore.crypto.shamir import PRIME
@@ -16,7 +18,7 @@ from fedcore.errors import (
 )
 from fedcore.ring import Ring, packed_size
 from fedcore.secagg import Finished, OneShot, Plan, dump_state, load_state, run_round, step
-from fedcore.secagg.masks import pairwise_masks
+from fedcore.secagg.masks import pairwise_masks, seed_commitment
 from fedcore.secagg.messages import Advertisement, Delivery, Invitation, Roster, Survivors
 from tests.fedcore.secagg.rehearsal import Rehearsal, at_stage, complete_plan, refusal, whole_round
 
@@ -370,20 +372,116 @@ def lagrange_weight(points, at):
     return weight
 
 
-@pytest.mark.parametrize("crafted", [False, True], ids=["random", "crafted to reconstruct"])
-def test_a_wrong_share_of_a_masking_key_is_detected(crafted):
-    rehearsal = at_stage("reveal", PLAN, c5="upload").listen()
-    reveal = rehearsal.replies[0]
-    words = np.frombuffer(reveal.mask_key_shares[5], "<u2").astype(np.int64)
+def false_share(share, holder, points, *, crafted):
+    """Another share; a crafted one moves the secret to a number that is still a secret."""
+    words = np.frombuffer(share, "<u2").astype(np.int64)
     if crafted:  # the second limb of the secret grows by one, all others stay
-        words[1] += pow(lagrange_weight([1, 2, 3], 1), -1, PRIME)
+        words[1] += pow(lagrange_weight(points, holder + 1), -1, PRIME)
     else:
-        words += np.arange(1, 19)
-    wrong = (words % PRIME).astype("<u2").tobytes()
-    rehearsal.replies[0] = replace(reveal, mask_key_shares={5: wrong})
-    reason = "do not belong to the key it advertised" if crafted else "do not belong to one secret"
-    with refusal(RoundAbortedError, f"at unmasking: .*{reason}"):
+        words += np.arange(1, 19) ** (holder + 2)
+    return (words % PRIME).astype("<u2").tobytes()
+
+
+def lie(rehearsal, liar, owner, *, crafted):
+    """Let `liar` answer with a false share of a secret of `owner`."""
+    reveal, points = rehearsal.replies[liar], [1, 2, 3]
+    for name in ("self_mask_shares", "mask_key_shares"):
+        shares = getattr(reveal, name)
+        if owner in shares:
+            wrong = false_share(shares[owner], liar, points, crafted=crafted)
+            rehearsal.replies[liar] = replace(reveal, **{name: shares | {owner: wrong}})
+
+
+def honest_sum(rehearsal):
+    survivors = rehearsal.server.survivors
+    return (sum(rehearsal.vectors[c].astype(int) for c in survivors) % 2**16).tolist()
+
+
+by_crafting = pytest.mark.parametrize("crafted", [False, True], ids=["random", "crafted to fit"])
+by_owner = pytest.mark.parametrize("owner", [4, 5], ids=["self mask", "masking key"])
+
+
+# On the complete graph all survivors but one know a survivor's secret, and all know that of a
+# client that dropped out: of a masking key there is always a share to spare.
+
+
+@by_crafting
+@pytest.mark.parametrize("liar", [0, 1, 2])
+def test_a_false_share_is_noticed_if_there_is_none_to_spare(crafted, liar):
+    rehearsal = at_stage("reveal", PLAN, c5="upload").listen({3})
+    lie(rehearsal, liar, 4, crafted=crafted)
+    with refusal(RoundAbortedError, "at unmasking: .*do not fit what its owner bound itself to"):
         rehearsal.hear()
+
+
+@by_crafting
+@by_owner
+@pytest.mark.parametrize("liar", [0, 1, 2, 3])
+@pytest.mark.parametrize("backwards", [False, True], ids=["", "heard backwards"])
+def test_a_false_share_is_survived_if_there_is_one_to_spare(crafted, owner, liar, backwards):
+    rehearsal = at_stage("reveal", PLAN, c5="upload").listen({4} if owner == 5 else set())
+    lie(rehearsal, liar, owner, crafted=crafted)
+    expected = honest_sum(rehearsal)
+    assert rehearsal.hear(backwards=backwards).outcome.total.tolist() == expected
+
+
+@by_crafting
+def test_false_shares_of_different_secrets_by_different_liars_are_all_survived(crafted):
+    rehearsal = at_stage("reveal", PLAN, c5="upload").listen()
+    for liar, owner in ((0, 5), (1, 0), (2, 3), (3, 4)):
+        lie(rehearsal, liar, owner, crafted=crafted)
+    expected = honest_sum(rehearsal)
+    assert rehearsal.hear().outcome.total.tolist() == expected
+
+
+@by_crafting
+@by_owner
+def test_two_false_shares_of_one_secret_abort_the_round(crafted, owner):
+    rehearsal = at_stage("reveal", PLAN, c5="upload").listen()
+    for liar in (0, 1):
+        lie(rehearsal, liar, owner, crafted=crafted)
+    with refusal(RoundAbortedError, "at unmasking: needed 3 clients, found 5 .*bound itself to"):
+        rehearsal.hear()
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_the_sum_is_never_silently_wrong_whatever_is_revealed(data):
+    rehearsal = at_stage("reveal", PLAN, c5="upload").listen()
+    words = st.lists(st.integers(0, PRIME - 1), min_size=18, max_size=18)
+    for liar in data.draw(st.frozensets(st.integers(0, 4), max_size=3)):
+        reveal = rehearsal.replies[liar]
+        owner = data.draw(st.sampled_from(sorted({0, 1, 2, 3, 4, 5} - {liar})))
+        name = "mask_key_shares" if owner == 5 else "self_mask_shares"
+        wrong = np.array(data.draw(words), "<u2").tobytes()
+        shares = getattr(reveal, name) | {owner: wrong}
+        rehearsal.replies[liar] = replace(reveal, **{name: shares})
+    expected = honest_sum(rehearsal)
+    try:
+        rehearsal.hear()
+    except RoundAbortedError:
+        return
+    assert rehearsal.outcome.total.tolist() == expected
+
+
+def test_a_commitment_to_another_seed_spoils_the_round_and_not_the_sum():
+    rehearsal = at_stage("share", PLAN).listen()
+    rehearsal.replies[2] = replace(rehearsal.replies[2], commitment=b"c" * 32)
+    rehearsal.hear().advance("reveal").listen()
+    with refusal(RoundAbortedError, "bound itself to"):
+        rehearsal.hear()
+
+
+def test_a_commitment_binds_the_round_the_client_and_the_seed():
+    digest, seed = PLAN.digest(), b"s" * 32
+    commitments = {
+        seed_commitment(digest, 1, seed),
+        seed_commitment(OTHER.digest(), 1, seed),
+        seed_commitment(digest, 2, seed),
+        seed_commitment(digest, 1, b"t" * 32),
+    }
+    assert len(commitments) == 4
+    assert {len(commitment) for commitment in commitments} == {32}
 
 
 # What the sizes give away.
@@ -399,6 +497,14 @@ def test_message_lengths_do_not_depend_on_the_inputs():
         np.eye(5, 50),
     ]
     sizes = [run_round(dict(enumerate(x.astype(ring.dtype))), plan).sent_bytes for x in cohorts]
-    keys, boxes, shares = 4 + 64, 8 + 4 * (4 + 88), 12 + 4 * (4 + 36)
+    keys, boxes, shares = 4 + 64, 4 + 32 + 4 + 4 * (4 + 88), 12 + 4 * (4 + 36)
     expected = keys + boxes + 4 + packed_size(50, 12) + shares
     assert sizes == [dict.fromkeys(range(5), expected)] * 4
+
+
+def test_what_a_client_receives_follows_from_the_plan_alone():
+    plan = complete_plan(5, ring_bits=12, dim=50)
+    result = run_round(dict.fromkeys(range(5), plan.ring.zeros(50)), plan)
+    invitation, roster = 4 + 4 + 91, 8 + 4 * (4 + 64)
+    boxes, survivors = 8 + 4 * (4 + 88), 8 + 5 * 4
+    assert result.received_bytes == dict.fromkeys(range(5), invitation + roster + boxes + survivors)

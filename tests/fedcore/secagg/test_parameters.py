@@ -1,12 +1,12 @@
 import re
-from itertools import pairwise
+from itertools import pairwise, product
 from math import comb
 
 import pytest
 
 from fedcore.errors import ConfigurationError
 from fedcore.secagg import Degree, Plan, Threat, choose_degree, make_plan, sparse_degree
-from fedcore.secagg.parameters import COMPLETE_UP_TO
+from fedcore.secagg.parameters import COMPLETE_UP_TO, _connected, _hypergeometric
 from tests.fedcore.secagg.rehearsal import refusal
 
 # clients, corrupt, dropout, then (neighbours, threshold) against a server that follows the
@@ -73,6 +73,36 @@ def test_the_graph_is_sparse_beyond_that():
     threat = Threat(0.05, 0.05)
     assert choose_degree(COMPLETE_UP_TO + 1, threat) == sparse_degree(COMPLETE_UP_TO + 1, threat)
     assert choose_degree(COMPLETE_UP_TO + 1, threat).neighbours < COMPLETE_UP_TO
+    assert COMPLETE_UP_TO == 128
+
+
+@pytest.mark.parametrize("population", [1, 2, 7, 12])
+def test_the_chance_of_a_draw_is_the_exact_fraction(population):
+    for marked, drawn in product(range(population + 1), repeat=2):
+        for count in range(drawn + 1):
+            exact = comb(marked, count) * comb(population - marked, drawn - count)
+            chance = _hypergeometric(population, marked, drawn, count)
+            assert chance == pytest.approx(exact / comb(population, drawn), abs=1e-9)
+
+
+@pytest.mark.parametrize("clients", [20, 60, 200])
+@pytest.mark.parametrize("bits", [3, 20, 40])
+@pytest.mark.parametrize(("corrupt", "dropout"), [(0.1, 0.1), (0.05, 0.3), (0.3, 0.05), (0.0, 0.0)])
+def test_a_graph_counts_as_connected_exactly_if_the_union_bound_says_so(
+    clients, bits, corrupt, dropout
+):
+    bad = int(corrupt * clients) + int(dropout * clients)
+    for neighbours in range(2, clients, 2):
+        cuts = clients * (clients - neighbours - 1) // 2  # pairs of runs of neighbours / 2
+        rest = comb(clients - neighbours, bad - neighbours) if bad >= neighbours else 0
+        exact = cuts * rest << bits + 1 <= comb(clients, bad)
+        threat = Threat(corrupt, dropout, security_bits=bits)
+        assert _connected(clients, neighbours, threat) == exact
+
+
+def test_without_colluding_clients_one_share_is_a_secret_kept():
+    degree = sparse_degree(200, Threat(0.0, 0.1, malicious=False))
+    assert degree.threshold == 1
 
 
 @pytest.mark.parametrize(

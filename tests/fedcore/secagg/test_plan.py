@@ -18,11 +18,13 @@ BAD = [
     ("minimum_survivors", 1), ("minimum_survivors", 0), ("minimum_survivors", 21),
     ("ring_bits", 0), ("ring_bits", 65), ("dim", 0), ("dim", -1), ("dim", 1 << 40),
     ("context", b""), ("context", b"c" * 31), ("context", b"c" * 33),
+    ("authority", b""), ("authority", b"a" * 31), ("authority", b"a" * 33),
 ]  # fmt: skip
 GOOD = [
     ("clients", 21), ("clients", MOST_CLIENTS), ("neighbours", 10), ("neighbours", 6),
     ("threshold", 5), ("threshold", 8), ("minimum_survivors", 2), ("minimum_survivors", 20),
     ("ring_bits", 1), ("ring_bits", 64), ("dim", 1), ("dim", (1 << 40) - 1), ("context", b"d" * 32),
+    ("authority", b"a" * 32),
 ]  # fmt: skip
 
 
@@ -39,6 +41,7 @@ def plans(draw):
         draw(st.integers(2, clients)),
         draw(st.integers(1, 64)),
         draw(st.integers(1, (1 << 40) - 1)),
+        draw(st.binary(min_size=32, max_size=32)),
         draw(st.binary(min_size=32, max_size=32)),
     )
 
@@ -85,23 +88,23 @@ def test_different_plans_have_different_digests(one, other):
 
 def test_known_answer():
     assert PLAN.to_bytes().hex() == (
-        "63" * 32 + "01001400000008000000060000000a000000106400000000000000"
+        "63" * 32 + "00" * 32 + "01001400000008000000060000000a000000106400000000000000"
     )
     assert PLAN.digest().hex() == (
-        "87dd7c74cc45d2369af5986e6a3cb7d72a21f7400a0e7b5a831f5f21de07a283"
+        "f4eddd0bb5f3748ac6d102e871b7f28b6d8d48763a1abdfef9ea2da08568dce7"
     )
 
 
 def test_another_version_is_refused_with_what_to_do():
     data = PLAN.to_bytes()
-    newer = data[:32] + struct.pack("<H", 2) + data[34:]
+    newer = data[:64] + struct.pack("<H", 2) + data[66:]
     with refusal(ConfigurationError, "version 1, found 2: update the older side"):
         Plan.from_bytes(newer)
 
 
-@pytest.mark.parametrize("size", [0, 1, 58, 60, 1000])
+@pytest.mark.parametrize("size", [0, 1, 59, 90, 92, 1000])
 def test_a_plan_of_another_size_is_refused(size):
-    with refusal(ConfigurationError, f"59 bytes, found {size}"):
+    with refusal(ConfigurationError, f"91 bytes, found {size}"):
         Plan.from_bytes(bytes(size))
 
 
@@ -116,6 +119,14 @@ def test_a_made_plan_withstands_the_drop_outs_it_was_made_for(clients, dropout):
 
 
 def test_a_made_plan_keeps_what_it_was_given():
-    plan = make_plan(30, 7, 12, minimum_survivors=25, context=b"x" * 32)
+    plan = make_plan(30, 7, 12, minimum_survivors=25, context=b"x" * 32, authority=b"a" * 32)
     assert (plan.clients, plan.dim, plan.ring_bits) == (30, 7, 12)
     assert (plan.minimum_survivors, plan.context) == (25, b"x" * 32)
+    assert plan.authority == b"a" * 32
+
+
+def test_a_plan_is_authenticated_if_it_names_an_authority():
+    assert not PLAN.authenticated
+    assert not make_plan(30, 7, 12).authenticated
+    assert replace(PLAN, authority=b"a" * 32).authenticated
+    assert replace(PLAN, authority=bytes(31) + b"\1").authenticated

@@ -8,9 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcore.crypto import ReplayedEntropy
-from fedcore.errors import ConfigurationError, RoundAbortedError
+from fedcore.errors import ConfigurationError, PeerProtocolError, RoundAbortedError
 from fedcore.secagg import Plan, Threat, make_plan, run_round
-from tests.fedcore.secagg.rehearsal import STAGES, complete_plan, refusal, whole_round
+from tests.fedcore.secagg.rehearsal import (
+    AUTHORITY,
+    NOW,
+    STAGES,
+    complete_plan,
+    identity_of,
+    refusal,
+    signed_plan,
+    whole_round,
+)
 
 ENTROPY = ReplayedEntropy(b"rounds")
 
@@ -68,6 +77,84 @@ def test_a_round_gives_the_exact_sum_if_and_only_if_enough_clients_remain(case, 
         assert caught.value.found < caught.value.needed
 
 
+@settings(deadline=None, max_examples=100)
+@given(complete_rounds(), st.integers(0, 2**32))
+def test_a_signed_round_gives_the_exact_sum_if_and_only_if_enough_clients_remain(case, seed):
+    plan, drops = replace(case[0], authority=AUTHORITY), case[1]
+    inputs = inputs_of(plan, seed)
+    identities = {client: identity_of(client) for client in inputs}
+    uploaded, endorsed, revealed = (
+        inputs.keys() - before(drops, stage) for stage in ("upload", "endorse", "reveal")
+    )
+    assert revealed <= endorsed <= uploaded
+    if len(uploaded) >= plan.minimum_survivors and len(revealed) > plan.threshold:
+        result = run_round(inputs, plan, drops, identities=identities, now=NOW)
+        assert result.survivors == uploaded
+        assert result.total.tolist() == exact_sum(plan, inputs, uploaded)
+    else:
+        with refusal(RoundAbortedError, r"needed \d+ clients, found \d+") as caught:
+            run_round(inputs, plan, drops, identities=identities, now=NOW)
+        assert caught.value.found < caught.value.needed
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data(), clients=st.integers(6, 10), half=st.integers(1, 2))
+def test_a_signed_sparse_round_gives_the_exact_sum_or_says_how_many_were_missing(
+    data, clients, half
+):
+    context = data.draw(st.binary(min_size=32, max_size=32))
+    plan = Plan(clients, 2 * half, half + 1, 2, 16, 5, context, AUTHORITY)
+    stages = st.sampled_from(STAGES)
+    drops = data.draw(st.dictionaries(st.integers(0, clients - 1), stages, max_size=3))
+    inputs = inputs_of(plan)
+    identities = {client: identity_of(client) for client in inputs}
+    result = attempt(inputs, plan, drops, identities=identities, now=NOW)
+    if isinstance(result, RoundAbortedError):
+        assert result.found < result.needed
+        assert drops
+    else:
+        assert result.survivors == inputs.keys() - before(drops, "upload")
+        assert result.total.tolist() == exact_sum(plan, inputs, result.survivors)
+
+
+@pytest.mark.parametrize(
+    ("silent", "found"), [(0, None), (3, None), (4, 3), (5, 3), (6, 2), (8, 0)]
+)
+def test_a_sum_needs_the_endorsements_of_the_threshold_and_one_more(silent, found):
+    plan = signed_plan(8, threshold=4)
+    inputs = inputs_of(plan)
+    identities = {client: identity_of(client) for client in inputs}
+    result = attempt(
+        inputs, plan, dict.fromkeys(range(silent), "endorse"), identities=identities, now=NOW
+    )
+    if found is None:
+        assert result.survivors == inputs.keys()
+    else:
+        assert (result.stage, result.needed, result.found) == ("endorsing", 4, found)
+
+
+def test_a_signed_round_takes_more_bytes_and_gives_the_same_sum():
+    unsigned, signed = complete_plan(5), signed_plan(5)
+    inputs = inputs_of(unsigned)
+    identities = {client: identity_of(client) for client in inputs}
+    plain = run_round(inputs, unsigned, entropy=ENTROPY)
+    round_ = run_round(inputs, signed, entropy=ENTROPY, identities=identities, now=NOW)
+    assert plain.total.tolist() == round_.total.tolist()
+    credential = 1 + len("device-0") + 32 + 8 + 64 + 64
+    for client in inputs:
+        assert round_.sent_bytes[client] - plain.sent_bytes[client] == credential + 4 + 64
+        received = 4 * credential + 4 + 4 + 4 * (4 + 64)
+        assert round_.received_bytes[client] - plain.received_bytes[client] == received
+
+
+@pytest.mark.parametrize("missing", [{}, {0: None}], ids=["all", "one"])
+def test_a_signed_round_without_an_identity_does_not_start(missing):
+    plan = signed_plan(5)
+    identities = {c: identity_of(c) for c in range(5) if c not in missing} if missing else None
+    with refusal(PeerProtocolError, "this device is not enrolled: enroll it first"):
+        run_round(inputs_of(plan), plan, identities=identities, now=NOW)
+
+
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), clients=st.integers(6, 12), half=st.integers(1, 2))
 def test_a_sparse_round_gives_the_exact_sum_or_says_how_many_were_missing(data, clients, half):
@@ -87,9 +174,9 @@ def test_a_sparse_round_gives_the_exact_sum_or_says_how_many_were_missing(data, 
         assert result.total.tolist() == exact_sum(plan, inputs, result.survivors)
 
 
-def attempt(inputs, plan, drops):
+def attempt(inputs, plan, drops, **terms):
     try:
-        return run_round(inputs, plan, drops)
+        return run_round(inputs, plan, drops, **terms)
     except RoundAbortedError as error:
         return error
 
@@ -142,8 +229,10 @@ def test_an_abort_survives_pickling():
 
 
 @pytest.mark.parametrize("absent", [{}, {3: "upload"}, {0: "advertise", 4: "reveal"}])
-def test_the_order_of_the_replies_does_not_matter(absent):
+@pytest.mark.parametrize("authority", [bytes(32), AUTHORITY], ids=["unsigned", "signed"])
+def test_the_order_of_the_replies_does_not_matter(absent, authority):
     plan = complete_plan(6, threshold=3)
+    plan = replace(plan, authority=authority)
     forwards, backwards = (whole_round(plan, absent, backwards=order) for order in (False, True))
     assert forwards.transcript() == backwards.transcript()
     assert forwards.outcome.survivors == backwards.outcome.survivors
@@ -158,6 +247,15 @@ def test_the_sum_is_the_same_for_any_randomness():
         for entropy in (None, ENTROPY, ENTROPY.child("other"))
     ]
     assert totals == [exact_sum(plan, inputs, {0, 1, 3, 4})] * 3
+
+
+@pytest.mark.parametrize("bits", [7, 8, 16, 64])
+def test_a_round_leaves_the_inputs_as_they_were(bits):
+    plan = complete_plan(3, ring_bits=bits, threshold=2)
+    inputs = inputs_of(plan)
+    before = {client: vector.copy() for client, vector in inputs.items()}
+    run_round(inputs, plan)
+    assert all((inputs[client] == before[client]).all() for client in inputs)
 
 
 def test_clients_may_have_any_names_and_inputs_any_integers():

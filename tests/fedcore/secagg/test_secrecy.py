@@ -9,7 +9,14 @@ import pytest
 from fedcore.crypto import KeyPair, Mask, ReplayedEntropy, add_masks
 from fedcore.ring import Ring
 from fedcore.secagg import OneShot
-from tests.fedcore.secagg.rehearsal import Rehearsal, at_stage, complete_plan
+from fedcore.secagg.running_sum import RunningSum
+from tests.fedcore.secagg.rehearsal import (
+    Rehearsal,
+    at_stage,
+    complete_plan,
+    signed_plan,
+    stages_of,
+)
 
 DIM = 1 << 15
 
@@ -74,9 +81,10 @@ def shows(text, secret):
     return any(form in text for form in forms)
 
 
-def test_no_printed_state_or_message_shows_a_secret():
-    rehearsal, secrets, printed = Rehearsal(complete_plan(5)), [], []
-    for absent in ({}, {}, {4}, {}):
+@pytest.mark.parametrize("plan", [complete_plan(5), signed_plan(5)], ids=["unsigned", "signed"])
+def test_no_printed_state_or_message_shows_a_secret(plan):
+    rehearsal, secrets, printed = Rehearsal(plan), [], []
+    for absent in ({}, {}, {4}, {}, {})[: len(stages_of(plan))]:
         rehearsal.listen(absent)
         secrets += secrets_of(rehearsal)
         printed += [repr(state) for state in rehearsal.states.values()]
@@ -86,9 +94,16 @@ def test_no_printed_state_or_message_shows_a_secret():
     printed += [repr(message) for _, message in rehearsal.log]
     # Two keys and a seed of 5 clients, a box key of 10 pairs, two shares of 4 peers at 4 clients.
     assert len(set(secrets)) == 5 * 3 + 10 + 4 * 4 * 2
+    printed += [repr(who) + str(who) for who in rehearsal.identities.values()]
+    secrets += [who.key.seed for who in rehearsal.identities.values()]
     assert not [text for text in printed if any(shows(text, secret) for secret in secrets)]
     public = KeyPair.from_secret(rehearsal_secret(rehearsal)).public
     assert any(shows(text, public) for text in printed)  # the search does find what is there
+
+
+def test_a_cell_and_a_sum_print_nothing_of_what_they_hold():
+    assert repr(OneShot(at_stage("upload").states[1])) == "OneShot()"
+    assert repr(RunningSum(np.array([271828]))) == "RunningSum(_count=0, _sealed=False)"
 
 
 def rehearsal_secret(rehearsal):
@@ -112,9 +127,11 @@ def test_no_printed_state_or_message_shows_an_input_or_an_upload():
     assert not [text for text in printed if any(str(number) in text for number in numbers)]
 
 
-def test_no_secret_travels_in_the_clear():
-    rehearsal, secrets = Rehearsal(complete_plan(5)), []
-    for _ in range(3):
+@pytest.mark.parametrize("plan", [complete_plan(5), signed_plan(5)], ids=["unsigned", "signed"])
+def test_no_secret_travels_in_the_clear(plan):
+    rehearsal = Rehearsal(plan)
+    secrets = [who.key.seed for who in rehearsal.identities.values()]
+    for _ in range(len(stages_of(plan)) - 1):
         secrets += secrets_of(rehearsal.listen())
         rehearsal.hear()
     wire = b"".join(rehearsal.transcript())
@@ -142,4 +159,5 @@ def test_no_two_draws_of_a_round_share_a_purpose():
 
 def test_the_server_forgets_the_boxes_once_they_are_delivered():
     server = at_stage("upload").server
-    assert {"plan", "keys", "shared", "total", "survivors"} == set(type(server).__slots__)
+    kept = {"plan", "keys", "commitments", "total", "survivors"}
+    assert kept == set(type(server).__slots__)

@@ -1,4 +1,5 @@
-from dataclasses import replace
+import copy
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -6,8 +7,9 @@ import pytest
 from fedcore.errors import PeerProtocolError, RoundAbortedError
 from fedcore.secagg import Plan, invite
 from fedcore.secagg.messages import Delivery, EncryptedShares, Reveal, Roster, Survivors
+from fedcore.secagg.server import AwaitingReveals
 from tests.fedcore.secagg.rehearsal import (
-    RECEIVE,
+    AUTHORITY,
     STAGES,
     Rehearsal,
     at_stage,
@@ -18,27 +20,38 @@ from tests.fedcore.secagg.rehearsal import (
 
 by_stage = pytest.mark.parametrize("stage", STAGES)
 PLAN = complete_plan(6, minimum_survivors=4, threshold=3)
+SIGNED = replace(PLAN, authority=AUTHORITY)
 SPARSE = Plan(12, 6, 4, 5, 16, 6)
 
 
 def heard(stage, **absent):
     """A round whose clients have answered; the server has not heard them."""
-    return at_stage(stage, PLAN, **absent).listen()
+    return at_stage(stage, SIGNED if stage == "endorse" else PLAN, **absent).listen()
+
+
+def known_to(server):
+    """All that a state holds, at this moment and comparable."""
+    held = ((field.name, getattr(server, field.name)) for field in fields(server))
+    return {
+        name: value.tolist() if isinstance(value, np.ndarray) else copy.copy(value)
+        for name, value in held
+        if not isinstance(value, AwaitingReveals)
+    }
 
 
 def receive(rehearsal, client, message):
-    return RECEIVE[type(rehearsal.server)](rehearsal.server, client, message)
+    return rehearsal.receive(client, message)
 
 
-@by_stage
-def test_an_answer_changes_nothing_but_a_new_state(stage):
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "upload"])
+def test_an_answer_changes_nothing_but_a_new_state(stage):  # for uploads see test_running_sum
     rehearsal = heard(stage)
-    before = rehearsal.server
+    before, known = rehearsal.server, known_to(rehearsal.server)
     once = receive(rehearsal, 1, rehearsal.replies[1])
     again = receive(rehearsal, 1, rehearsal.replies[1])
     assert once is not before
-    assert rehearsal.server is before
-    assert repr(once) == repr(again)
+    assert known_to(before) == known != known_to(once)
+    assert known_to(once) == known_to(again)
 
 
 @by_stage
@@ -59,7 +72,8 @@ def test_a_stranger_is_refused(stage, stranger):
 
 
 @pytest.mark.parametrize(
-    ("stage", "since"), [("share", "advertise"), ("upload", "share"), ("reveal", "upload")]
+    ("stage", "since"),
+    [("share", "advertise"), ("upload", "share"), ("endorse", "upload"), ("reveal", "upload")],
 )
 def test_a_client_that_missed_a_stage_cannot_come_back(stage, since):
     rehearsal = heard(stage, c3=since)
@@ -79,6 +93,31 @@ def test_a_stage_with_fewer_than_the_minimum_is_closed_by_aborting(stage, name):
     assert (caught.value.stage, caught.value.needed, caught.value.found) == (name, 4, 3)
 
 
+def test_endorsements_below_the_threshold_abort_the_round():
+    rehearsal = at_stage("endorse", SIGNED).listen({0, 1, 2, 3})
+    with refusal(RoundAbortedError, "at endorsing: needed 3 clients, found 2"):
+        rehearsal.hear()
+
+
+def test_each_client_gets_the_endorsements_of_its_neighbours_and_of_nobody_else():
+    plan = replace(SPARSE, authority=AUTHORITY)
+    rehearsal = at_stage("endorse", plan, c0="upload").listen({1})
+    sent = {client: reply.signature for client, reply in rehearsal.replies.items()}
+    rehearsal.hear()
+    assert rehearsal.requests.keys() == set(range(2, 12))
+    for client, request in rehearsal.requests.items():
+        assert request.signatures == {
+            peer: sent[peer] for peer in plan.neighbours_of(client) & sent.keys()
+        }
+
+
+def test_a_survivor_that_did_not_endorse_may_still_reveal():
+    rehearsal = at_stage("endorse", SIGNED).listen({3}).hear()
+    assert 3 not in rehearsal.requests
+    seeds = dict.fromkeys((0, 1, 2, 4, 5), b"s" * 36)
+    assert rehearsal.receive(3, Reveal(seeds, {})).reveals.keys() == {3}
+
+
 def test_unmasking_needs_the_threshold_of_shares_of_every_secret():
     enough = at_stage("reveal", PLAN, c0="upload").listen({4, 5})
     with refusal(RoundAbortedError, "at unmasking: needed 3 clients, found 2"):
@@ -90,7 +129,7 @@ def test_the_server_knows_when_it_has_heard_enough():
     rehearsal = heard("reveal")
     states = [rehearsal.server]
     for client, reply in rehearsal.replies.items():
-        states.append(RECEIVE[type(states[-1])](states[-1], client, reply))
+        states.append(states[-1].on_reveal(client, reply))
     assert [state.complete for state in states] == [False, False, False, False, True, True, True]
     totals = {tuple(state.close().total.tolist()) for state in states if state.complete}
     assert len(totals) == 1
@@ -108,7 +147,7 @@ def test_boxes_for_the_wrong_peers_are_refused(change):
         "none": {},
     }[change]
     with refusal(PeerProtocolError, "client 1 must send one box to each peer"):
-        receive(rehearsal, 1, EncryptedShares(wrong))
+        receive(rehearsal, 1, EncryptedShares(wrong, b"c" * 32))
 
 
 def _wrong_reveals():
@@ -176,11 +215,56 @@ def test_the_sum_is_reduced_and_of_the_ring():
     assert total.tolist() == [5 * 0xFFF % 0x1000] * 6
 
 
+MALFORMED = {"too short": bytes(35), "too long": bytes(37), "no field element": b"\xff" * 36}
+
+
 @pytest.mark.parametrize("secret", ["self_mask_shares", "mask_key_shares"])
-def test_malformed_shares_abort_the_attempt_not_the_training(secret):
+@pytest.mark.parametrize("how", MALFORMED)
+def test_a_malformed_share_loses_only_that_reveal(secret, how):
     rehearsal = heard("reveal", c3="upload")
-    reveal = rehearsal.replies[0]
-    shares = dict.fromkeys(getattr(reveal, secret), b"\xff" * 36)
-    rehearsal.replies[0] = replace(reveal, **{secret: shares})
-    with refusal(RoundAbortedError, "at unmasking"):
-        rehearsal.hear()
+    reveal = rehearsal.replies.pop(0)
+    shares = dict(getattr(reveal, secret))
+    shares[max(shares)] = MALFORMED[how]
+    with refusal(PeerProtocolError, "a share must"):
+        receive(rehearsal, 0, replace(reveal, **{secret: shares}))
+    rehearsal.hear()
+    assert rehearsal.outcome.survivors == {0, 1, 2, 4, 5}
+    expected = sum(rehearsal.vectors[c].astype(int) for c in (0, 1, 2, 4, 5)) % 2**16
+    assert rehearsal.outcome.total.tolist() == expected.tolist()
+
+
+def _taken_keys(first):
+    """Advertisements of client 1 with a key that is used already or by nobody else."""
+    own = first[1]
+    return {
+        "the mask key of another": replace(own, mask_key=first[0].mask_key),
+        "the share key of another": replace(own, share_key=first[0].share_key),
+        "the mask key of another as share key": replace(own, share_key=first[0].mask_key),
+        "one key twice": replace(own, share_key=own.mask_key),
+        "all of another": first[0],
+    }
+
+
+@pytest.mark.parametrize("what", _taken_keys(heard("advertise").replies))
+def test_a_client_with_a_key_that_is_taken_loses_only_its_own_place(what):
+    rehearsal = heard("advertise")
+    rehearsal.server = receive(rehearsal, 0, rehearsal.replies.pop(0))
+    wrong = _taken_keys(heard("advertise").replies)[what]
+    del rehearsal.replies[1]
+    with refusal(PeerProtocolError, "every key of client 1 must be its own, found one that is"):
+        receive(rehearsal, 1, wrong)
+    rehearsal.hear().advance()
+    assert rehearsal.outcome.survivors == {0, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("field", ["mask_key", "share_key"])
+@pytest.mark.parametrize(
+    "point", [bytes(32), b"\1" + bytes(31), bytes(31)], ids=["zero", "order four", "short"]
+)
+def test_a_client_with_a_key_of_low_order_loses_only_its_own_place(field, point):
+    rehearsal = heard("advertise")
+    wrong = replace(rehearsal.replies.pop(1), **{field: point})
+    with refusal(PeerProtocolError, "point of large order; drop that peer"):
+        receive(rehearsal, 1, wrong)
+    rehearsal.hear().advance()
+    assert rehearsal.outcome.survivors == {0, 2, 3, 4, 5}

@@ -6,18 +6,20 @@ import pytest
 from fedcore.errors import FedcoreError, LocalProtocolError
 from fedcore.secagg import (
     AwaitingDelivery,
+    AwaitingEndorsements,
     AwaitingRoster,
     AwaitingSurvivors,
     Finished,
     dump_state,
     expected_request,
     load_state,
-    step,
 )
-from tests.fedcore.secagg.rehearsal import mutations, numbers, refusal
-from tests.fedcore.secagg.test_machine import ENTROPY, REQUESTS, STATES, VECTOR
+from tests.fedcore.secagg.rehearsal import identity_of, mutations, numbers, refusal
+from tests.fedcore.secagg.test_machine import REQUESTS, STATES, VECTOR, proceed
 
-by_state = pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
+by_state = pytest.mark.parametrize("state", STATES, ids=lambda key: f"{key[0]} {key[1].__name__}")
+ACTIVE = [key for key in STATES if key[1] is not Finished]
+WITH_PEERS = [key for key in ACTIVE if key[1] is not AwaitingRoster]
 
 
 @by_state
@@ -27,11 +29,11 @@ def test_a_state_survives_its_bytes(state):
     assert dump_state(load_state(stored)) == stored
 
 
-@pytest.mark.parametrize("state", [AwaitingRoster, AwaitingDelivery, AwaitingSurvivors])
-def test_a_restarted_client_answers_as_if_it_had_not_stopped(state):
-    request = REQUESTS[expected_request(STATES[state])]
-    expected = step(STATES[state], request, entropy=ENTROPY, vector=VECTOR)
-    restarted = step(load_state(dump_state(STATES[state])), request, entropy=ENTROPY, vector=VECTOR)
+@pytest.mark.parametrize(("kind", "state"), ACTIVE)
+def test_a_restarted_client_answers_as_if_it_had_not_stopped(kind, state):
+    request = REQUESTS[kind, expected_request(STATES[kind, state])]
+    expected = proceed(STATES[kind, state], request)
+    restarted = proceed(load_state(dump_state(STATES[kind, state])), request)
     assert restarted[0] == expected[0]
     assert repr(restarted[1]) == repr(expected[1])
 
@@ -46,43 +48,92 @@ def test_every_prefix_and_every_extension_is_refused(state):
         load_state(stored + b"\0")
 
 
-@pytest.mark.parametrize(("position", "value"), [(0, 0), (0, 2), (1, 0), (1, 5), (1, 255)])
+@pytest.mark.parametrize(("position", "value"), [(0, 0), (0, 2), (1, 0), (1, 6), (1, 255)])
 def test_another_version_or_kind_is_refused(position, value):
-    stored = bytearray(dump_state(STATES[AwaitingRoster]))
+    stored = bytearray(dump_state(STATES["unsigned", AwaitingRoster]))
     stored[position] = value
     with refusal(LocalProtocolError, "damaged or of another version"):
         load_state(bytes(stored))
 
 
-def test_a_client_outside_its_plan_is_refused():
-    stored = dump_state(STATES[AwaitingRoster])
+@pytest.mark.parametrize("key", ACTIVE)
+def test_a_client_outside_its_plan_is_refused(key):
+    stored = dump_state(STATES[key])
     with refusal(LocalProtocolError):
         load_state(stored[:2] + numbers(5) + stored[6:])
 
 
-@pytest.mark.parametrize("state", [AwaitingDelivery, AwaitingSurvivors])
-def test_keys_that_belong_to_different_peers_are_refused(state):
-    stored = dump_state(STATES[state])
-    last = -36 if state is AwaitingDelivery else -40  # the second map's last entry
-    for peer in (2, 4_000):  # the client itself, and nobody
-        moved = stored[:last] + numbers(peer) + stored[last + 4 :]
+def renamed(state, name, peers):
+    """`state`, whose map `name` is about `peers` instead, in their order."""
+    return replace(state, **{name: dict(zip(peers, getattr(state, name).values(), strict=True))})
+
+
+@pytest.mark.parametrize(("kind", "state"), WITH_PEERS)
+@pytest.mark.parametrize("stranger", [2, 5], ids=["itself", "nobody"])
+def test_secrets_of_different_peers_or_of_strangers_are_refused(kind, state, stranger):
+    good = STATES[kind, state]
+    pairs = ("pair_keys", "mask_keys")
+    names = pairs if state is AwaitingDelivery else ("self_mask_shares", "mask_key_shares")
+    strange = (0, 1, 3, stranger)
+    for name in names:
         with refusal(LocalProtocolError):
-            load_state(moved)
-
-
-@pytest.mark.parametrize("stranger", [2, 5])
-def test_secrets_of_somebody_else_than_the_neighbours_are_refused(stranger):
-    state = STATES[AwaitingSurvivors]
-    shares = {0: b"s" * 36, stranger: b"t" * 36}
-    moved = replace(state, self_mask_shares=shares, mask_key_shares=shares)
+            load_state(dump_state(renamed(good, name, strange)))
+    moved = renamed(renamed(good, names[0], strange), names[1], strange)
+    if good.identity_keys:
+        moved = renamed(moved, "identity_keys", strange)
     with refusal(LocalProtocolError):
         load_state(dump_state(moved))
+
+
+@pytest.mark.parametrize("state", [AwaitingDelivery, AwaitingSurvivors, AwaitingEndorsements])
+def test_a_signed_state_without_the_identity_key_of_each_peer_is_refused(state):
+    good = STATES["signed", state]
+    wrong = renamed(good, "identity_keys", (0, 1, 2, 3))
+    few = replace(good, identity_keys={0: good.identity_keys[0]})
+    for damaged in (wrong, few, replace(good, identity_keys={})):
+        with refusal(LocalProtocolError, "damaged"):
+            load_state(dump_state(damaged))
+
+
+@pytest.mark.parametrize("state", [AwaitingDelivery, AwaitingSurvivors])
+def test_an_unsigned_state_with_identity_keys_is_refused(state):
+    keys = STATES["signed", state].identity_keys
+    with refusal(LocalProtocolError, "damaged"):
+        load_state(dump_state(replace(STATES["unsigned", state], identity_keys=keys)))
+
+
+def test_a_stored_state_does_not_hold_the_identity():
+    for state in STATES.values():
+        stored = dump_state(state)
+        assert identity_of(2).key.seed not in stored
+        assert identity_of(2).certificate.key not in stored
+
+
+def test_known_answer():
+    state = STATES["signed", AwaitingEndorsements]
+    maps = (state.self_mask_shares, state.mask_key_shares, state.identity_keys)
+    assert dump_state(state) == b"".join(
+        [
+            b"\x01\x05",
+            numbers(2),
+            state.plan.to_bytes(),
+            numbers(5, 0, 1, 2, 3, 4),
+            *(
+                part
+                for entries in maps
+                for part in (
+                    numbers(4),
+                    *(numbers(peer) + entries[peer] for peer in (0, 1, 3, 4)),
+                )
+            ),
+        ]
+    )
 
 
 @by_state
 def test_any_bytes_are_a_state_that_works_or_a_local_error(state):
     rng = np.random.default_rng(list(STATES).index(state))
-    for data in mutations(dump_state(STATES[state]), 1500, rng, keep=2):
+    for data in mutations(dump_state(STATES[state]), 1200, rng, keep=2):
         try:
             loaded = load_state(data)
         except LocalProtocolError:
@@ -91,6 +142,6 @@ def test_any_bytes_are_a_state_that_works_or_a_local_error(state):
         for request in REQUESTS.values():
             if not isinstance(loaded, Finished) and loaded.plan.dim == VECTOR.size:
                 try:
-                    step(loaded, request, entropy=ENTROPY, vector=VECTOR)
+                    proceed(loaded, request)
                 except FedcoreError:
                     continue
