@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from clients.identity import IdentitySource
 from clients.secagg_mod import DevicePolicy, EntropySource, secagg_mod
 from fedcore.crypto import Entropy, ReplayedEntropy, SystemEntropy, generator
 from fedcore.data import (
@@ -44,16 +45,21 @@ from fedcore.training import (
 
 
 def build_client_app(
-    policy: DevicePolicy | None = None, *, entropy: EntropySource | None = None
+    policy: DevicePolicy | None = None,
+    *,
+    entropy: EntropySource | None = None,
+    identity: IdentitySource | None = None,
 ) -> ClientApp:
     """Return the ClientApp.
 
     Args:
         policy: What this device demands of every secure round.
         entropy: For simulations that must be repeatable; never set it on a device.
+        identity: Gives the identity of an enrolled device; by default from the files
+            that the node's configuration names.
     """
     source = entropy or system_entropy
-    app = ClientApp(mods=[secagg_mod(policy, entropy=source)])
+    app = ClientApp(mods=[secagg_mod(policy, entropy=source, identity=identity)])
 
     @app.train()
     def train_message(message: Message, context: Context) -> Message:

@@ -13,6 +13,7 @@ without this mod, and its reply is turned into an encoded, masked update.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -21,11 +22,14 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
+from clients.identity import IdentitySource, identity_of
+from clients.journal import Answer, JournalSource, journal_of
 from clients.memory import ProtocolMemory
 from fedcore.crypto import Entropy, SystemEntropy
 from fedcore.engine import to_arrays
 from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.pipeline import (
+    BOX,
     RECORD,
     VECTOR,
     VECTOR_TYPE,
@@ -33,14 +37,18 @@ from fedcore.pipeline import (
     BoundRound,
     Envelope,
     LocalUpdate,
+    NoSecAgg,
     RoundPlan,
+    SeedHelper,
     Upload,
     bind_round,
     make_upload,
     model_digest,
 )
+from fedcore.pipeline.envelope import STAGES, Stage
 from fedcore.ring import pack
 from fedcore.secagg import (
+    Identity,
     Plan,
     decode,
     dump_state,
@@ -50,7 +58,11 @@ from fedcore.secagg import (
     load_state,
     step,
 )
-from fedcore.secagg.messages import Delivery, Invitation, Reply
+from fedcore.secagg.fields import Reader
+from fedcore.secagg.messages import Delivery, Invitation, Reply, Request, Roster, Survivors
+from fedcore.secagg.parameters import COMPLETE_UP_TO
+from fedcore.secagg.plan import MOST_CLIENTS
+from fedcore.secagg.seed_helper import HelperPlan, mask_and_seal
 from fedcore.vectors import Layout, RingVector
 
 EntropySource: TypeAlias = Callable[[Context], Entropy]
@@ -63,13 +75,25 @@ class DevicePolicy:
 
     Attributes:
         minimum_cohort: Fewer invited clients are refused.
+        most_clients: More invited clients are refused. None is 128 with a pinned
+            authority, so that the mask graph is complete and a device checks everybody
+            in it; without one, as many as the protocol can name.
         require_masks: Whether uploads in the clear are refused.
         minimum_noise_multiplier: Less noise in the sum is refused; 0 demands none.
+        minimum_corrupt: Parameters that withstand a smaller colluding fraction are refused.
+        authority: Public key of the root that enrolls devices, 64 hexadecimal digits; with
+            it, rounds whose keys that root does not certify are refused.
+        helper_key: Public key of the seed helper, 64 hexadecimal digits; without it, rounds
+            with a helper are refused.
     """
 
     minimum_cohort: int = 2
+    most_clients: int | None = None
     require_masks: bool = True
     minimum_noise_multiplier: float = 0.0
+    minimum_corrupt: float = 0.0
+    authority: str | None = None
+    helper_key: str | None = None
 
     def check(self, plan: RoundPlan) -> None:
         """Refuse a plan that is weaker than this policy.
@@ -77,20 +101,42 @@ class DevicePolicy:
         Raises:
             PeerProtocolError: Names the rule, and both values.
         """
-        run = plan.run
-        noise = getattr(run.privacy, "noise_multiplier", 0.0)
+        secagg = plan.run.secagg
+        most = self.most_clients
+        if most is None:
+            most = MOST_CLIENTS if self.authority is None else COMPLETE_UP_TO
+        noise = getattr(plan.run.privacy, "noise_multiplier", 0.0)
+        authority = getattr(secagg, "authority", None)
         for broken, rule in (
             (
                 plan.clients < self.minimum_cohort,
                 f"at least {self.minimum_cohort} invited clients, found {plan.clients}",
             ),
             (
-                self.require_masks and not isinstance(run.secagg, Bonawitz),
-                f"masked uploads, found secagg={run.secagg.kind}",
+                plan.clients > most,
+                f"at most {most} invited clients, found {plan.clients}",
+            ),
+            (
+                self.require_masks and isinstance(secagg, NoSecAgg),
+                f"masked uploads, found secagg={secagg.kind}",
             ),
             (
                 noise < self.minimum_noise_multiplier,
                 f"a noise multiplier of at least {self.minimum_noise_multiplier}, found {noise}",
+            ),
+            (
+                isinstance(secagg, Bonawitz) and secagg.corrupt < self.minimum_corrupt,
+                f"a colluding fraction of at least {self.minimum_corrupt} to be withstood, "
+                f"found {getattr(secagg, 'corrupt', 0.0)}",
+            ),
+            (
+                self.authority is not None and authority != self.authority,
+                f"keys certified by the pinned authority, found {authority!s:.16}",
+            ),
+            (
+                isinstance(secagg, SeedHelper)
+                and (self.helper_key is None or secagg.public_key != self.helper_key),
+                "the seed helper that it pins, found another or pins none",
             ),
         ):
             if broken:
@@ -98,23 +144,48 @@ class DevicePolicy:
                 raise PeerProtocolError(msg)
 
 
-def secagg_mod(policy: DevicePolicy | None = None, *, entropy: EntropySource | None = None) -> Mod:
+def secagg_mod(
+    policy: DevicePolicy | None = None,
+    *,
+    identity: IdentitySource | None = None,
+    journal: JournalSource | None = None,
+    entropy: EntropySource | None = None,
+    unix_time: Callable[[], float] = time.time,
+) -> Mod:
     """Return the mod that makes a ClientApp's training replies part of a secure sum.
 
     Args:
         policy: What this device demands; the defaults demand masks.
+        identity: Gives the identity of an enrolled device, which signs its keys; by
+            default the files that the node's configuration names, see `clients.identity`.
+        journal: Gives what this device has answered, on disk; by default the file that
+            the node's configuration names as `journal`. Without one, a device that is
+            restarted, or restored from a copy, in the middle of a round can be asked twice.
         entropy: For simulations that must be repeatable; never set it on a device.
+        unix_time: For the expiry of certificates.
     """
     source = entropy or _system_entropy
-    demands = policy or DevicePolicy()
+    device = Device(
+        policy or DevicePolicy(), identity or identity_of, journal or journal_of, unix_time
+    )
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if RECORD not in message.content.config_records:
             return call_next(message, context)
-        session = _Session(message, context, call_next, demands, source(context))
+        session = _Session(message, context, call_next, device, source(context))
         return session.answer()
 
     return mod
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What stays the same on a device from message to message."""
+
+    policy: DevicePolicy
+    identity: IdentitySource
+    journal: JournalSource
+    unix_time: Callable[[], float]
 
 
 def _system_entropy(context: Context) -> Entropy:
@@ -129,7 +200,7 @@ class _Session:
     message: Message
     context: Context
     call_next: ClientAppCallable
-    policy: DevicePolicy
+    device: Device
     entropy: Entropy
 
     def answer(self) -> Message:
@@ -142,13 +213,17 @@ class _Session:
         memory = ProtocolMemory(self.context)
         if envelope.plan:
             plan = RoundPlan.from_bytes(envelope.plan)
-            self.policy.check(plan)
+            self.device.policy.check(plan)
             bound = _bind(plan)
             memory.begin(plan)
-            if bound.secagg is None:
-                upload = self._upload(bound, memory, envelope.weight_key)
-                return self._reply_with_vector(pack(upload.vector, bound.ring), upload)
-            return self._join(bound, bound.secagg, envelope, memory)
+            first: Stage = "upload" if bound.secagg is None else "advertise"
+            self._claim(plan, first, envelope)
+            if bound.secagg is not None:
+                return self._join(bound, bound.secagg, envelope, memory)
+            upload = self._upload(bound, memory, envelope.weight_key)
+            if bound.helper is not None:
+                return self._seal(bound, bound.helper, envelope, upload)
+            return self._reply_with_vector(pack(upload.vector, bound.ring), upload)
         plan, state = memory.take()
         bound = _bind(plan)
         if bound.secagg is None:
@@ -166,7 +241,12 @@ class _Session:
                 "found others: this device does not take part"
             )
             raise PeerProtocolError(msg)
-        state, reply = join(invitation, self._round_entropy(bound))
+        state, reply = join(
+            invitation,
+            self._round_entropy(bound),
+            identity=self._identity(plan.authenticated),
+            now=int(self.device.unix_time()),
+        )
         memory.put(bound.plan, dump_state(state))
         return self._reply(reply, plan)
 
@@ -183,20 +263,70 @@ class _Session:
         if kind is None:
             msg = f"a {envelope.stage} request arrived after this device's round was finished"
             raise PeerProtocolError(msg)
-        if (envelope.stage == "upload") != (kind is Delivery):
-            msg = f"a {envelope.stage} request arrived where a {kind.__name__} is due"
-            raise PeerProtocolError(msg)
+        self._claim(bound.plan, _stage_of(kind, plan), envelope)
         request = decode(envelope.message, kind, plan)
         upload: Upload | None = None
         vector: RingVector | None = None
         if kind is Delivery:
             upload = self._upload(bound, memory, envelope.weight_key)
             vector = upload.vector
-        successor, reply = step(state, request, entropy=self._round_entropy(bound), vector=vector)
+        successor, reply = step(
+            state,
+            request,
+            entropy=self._round_entropy(bound),
+            vector=vector,
+            identity=self._identity(plan.authenticated),
+            now=int(self.device.unix_time()),
+        )
         memory.put(bound.plan, dump_state(successor))
         if upload is not None:
             return self._reply_with_vector(encode(reply, plan), upload)
         return self._reply(reply, plan)
+
+    def _identity(self, wanted: bool) -> Identity | None:  # noqa: FBT001 - one caller's fact
+        """Return this device's identity if the round wants one."""
+        return self.device.identity(self.context) if wanted else None
+
+    def _claim(self, plan: RoundPlan, due: Stage, envelope: Envelope) -> None:
+        """Note on disk that this stage is being answered, before its answer exists.
+
+        What is due follows from our own state: the coordinator's label must agree with
+        it, or one state could be answered under two names.
+        """
+        if envelope.stage != due:
+            msg = f"a {envelope.stage} request arrived where {due} is due"
+            raise PeerProtocolError(msg)
+        journal = self.device.journal(self.context)
+        if journal is not None:
+            answer = Answer(plan.round_number, plan.attempt, STAGES.index(due))
+            journal.claim(plan.run_id, answer)
+
+    def _seal(
+        self, bound: BoundRound, plan: HelperPlan, envelope: Envelope, upload: Upload
+    ) -> Message:
+        """Mask the upload under a fresh seed, and seal the seed to the pinned helper."""
+        reader = Reader(envelope.message)
+        client = reader.u32()
+        reader.end("an invitation to a round with a helper")
+        if self.device.policy.helper_key is None:
+            msg = "this device pins no seed helper; it does not take part"
+            raise PeerProtocolError(msg)
+        signed = getattr(bound.plan.run.secagg, "authority", None) is not None
+        identity = self._identity(signed)
+        if signed and identity is None:
+            msg = "the round wants signed boxes, but this device is not enrolled: enroll it first"
+            raise PeerProtocolError(msg)
+        sealed = mask_and_seal(
+            upload.vector,
+            plan,
+            client,
+            pinned_key=bytes.fromhex(self.device.policy.helper_key),
+            entropy=self._round_entropy(bound).child("helper"),
+            identity=identity,
+        )
+        return self._reply_with_vector(
+            pack(sealed.vector, plan.ring), upload, {BOX: sealed.box.to_bytes()}
+        )
 
     def _upload(self, bound: BoundRound, memory: ProtocolMemory, weight_key: str) -> Upload:
         """Train, and encode what changed."""
@@ -235,14 +365,24 @@ class _Session:
         record = ConfigRecord({"message": encode(reply, plan)})
         return Message(RecordDict({RECORD: record}), reply_to=self.message)
 
-    def _reply_with_vector(self, data: bytes, upload: Upload) -> Message:
+    def _reply_with_vector(
+        self, data: bytes, upload: Upload, more: Mapping[str, bytes] | None = None
+    ) -> Message:
         array = Array(dtype="uint8", shape=(len(data),), stype=VECTOR_TYPE, data=data)
-        names = ConfigRecord({"metrics": list(upload.metric_names)})
+        names = ConfigRecord({"metrics": list(upload.metric_names), **(more or {})})
         # Two records of one name cannot share a RecordDict: arrays and names travel apart.
         return Message(
             RecordDict({RECORD: names, f"{RECORD}.{VECTOR}": ArrayRecord({VECTOR: array})}),
             reply_to=self.message,
         )
+
+
+def _stage_of(kind: type[Request], plan: Plan) -> Stage:
+    """Return which stage a request of this type belongs to."""
+    if kind is Survivors:
+        return "endorse" if plan.authenticated else "reveal"
+    stages: dict[type[Request], Stage] = {Roster: "share", Delivery: "upload"}
+    return stages.get(kind, "reveal")
 
 
 def _bind(plan: RoundPlan) -> BoundRound:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from fedcore.job import Job, Preflight
-from fedcore.pipeline import Bonawitz
+from fedcore.pipeline import NoSecAgg
 from fedcore.telemetry import RoundReport, Traffic
 from fedcore.training import Evaluation
 from strategies.server_app import Progress
@@ -175,7 +175,7 @@ class Recorder:
         }
 
     def _secagg(self, job: Job) -> dict[str, object] | None:
-        if job.plan is None or not isinstance(job.secagg, Bonawitz):
+        if job.plan is None or isinstance(job.secagg, NoSecAgg):
             return None
         return {
             "protocol": job.secagg.kind,

@@ -8,15 +8,17 @@ dataclasses, so a field is declared once and its range is checked once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal, TypeAlias
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from pydantic import Discriminator, TypeAdapter, ValidationError
 
+from clients.simulated import simulated_root
 from fedcore.errors import ConfigurationError
 from fedcore.job import Job, explain
+from fedcore.pipeline import NoSecAgg
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +83,14 @@ class Experiment(Job):
     """A job, and where it runs.
 
     Attributes:
+        signed: Whether simulated devices are enrolled: they sign their keys and
+            cross-check the survivors.
         engine: What carries the messages.
         release: What becomes of the final model.
         output: Folder that the run writes.
     """
 
+    signed: bool
     engine: Engine
     release: ReleaseConfig
     output: str
@@ -93,7 +98,14 @@ class Experiment(Job):
     @property
     def job(self) -> Job:
         """What is the same wherever it runs."""
-        return Job(**{field.name: getattr(self, field.name) for field in fields(Job)})
+        job = Job(**{field.name: getattr(self, field.name) for field in fields(Job)})
+        if not self.signed:
+            return job
+        if isinstance(job.secagg, NoSecAgg):
+            msg = "signed=true signs the keys of masks: choose secagg=bonawitz or seed_helper"
+            raise ConfigurationError(msg)
+        authority = simulated_root(job.seed).public.raw.hex()
+        return replace(job, secagg=replace(job.secagg, authority=authority))
 
 
 def to_experiment(cfg: DictConfig) -> Experiment:

@@ -16,19 +16,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from clients.client_app import build_client_app, replayed_entropy
 from clients.secagg_mod import DevicePolicy
+from clients.simulated import simulated_identities
 from experiments.recorder import Recorder, ReleaseSummary
 from experiments.report import write_report
 from experiments.schema import Experiment, InProcess, NoRelease, Ray
 from fedcore.crypto import SystemEntropy
 from fedcore.engine import run_in_process, run_on_ray
 from fedcore.errors import ConfigurationError
-from fedcore.job import Job, Preflight, check
+from fedcore.job import Job, Preflight, RemoteHelper, check
 from fedcore.manifest import Provenance
 from fedcore.models import build
-from fedcore.pipeline import Bonawitz
+from fedcore.pipeline import NoSecAgg, SeedHelper
 from fedcore.release import load_or_create_key, release_model
 from fedcore.training import one_thread, set_arrays
-from strategies.server_app import build_server_app
+from strategies.helper_client import InProcessHelper
+from strategies.server_app import build_server_app, helper_entropy
 
 CALIBRATION_EXAMPLES = 256
 
@@ -87,8 +89,13 @@ def _write_configuration(folder: Path, cfg: DictConfig) -> None:
 def _run(experiment: Experiment, job: Job, preflight: Preflight, recorder: Recorder) -> None:
     server = build_server_app(recorder, preflight)
     client = build_client_app(
-        DevicePolicy(require_masks=isinstance(job.secagg, Bonawitz)),
+        DevicePolicy(
+            require_masks=not isinstance(job.secagg, NoSecAgg),
+            authority=getattr(job.secagg, "authority", None),
+            helper_key=_helper_key(job),
+        ),
         entropy=replayed_entropy(job.seed),
+        identity=simulated_identities(job.seed) if experiment.signed else None,
     )
     run_config = {"job": job.to_json()}
     match experiment.engine:
@@ -98,6 +105,15 @@ def _run(experiment: Experiment, job: Job, preflight: Preflight, recorder: Recor
             )
         case Ray(cpus):
             run_on_ray(server, client, job.clients, run_config, cpus_per_client=cpus)
+
+
+def _helper_key(job: Job) -> str | None:
+    """Return the seed helper that simulated devices pin."""
+    if not isinstance(job.secagg, SeedHelper):
+        return None
+    if isinstance(job.helper, RemoteHelper):
+        return job.helper.public_key
+    return InProcessHelper(helper_entropy(job.seed)).public_key.hex()
 
 
 def _release(
@@ -142,7 +158,8 @@ def _release(
 
 
 def _announce(job: Job, preflight: Preflight, folder: Path) -> None:
-    masks = "masked" if preflight.bound and preflight.bound.secagg else "in the clear"
+    bound = preflight.bound
+    masks = "masked" if bound and (bound.secagg or bound.helper) else "in the clear"
     bits = f"in a {preflight.bound.ring.bits}-bit ring" if preflight.bound else "as float32"
     print(
         f"{job.name}: {preflight.parameters:,} weights, {job.rounds} rounds, "

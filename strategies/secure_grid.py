@@ -28,6 +28,7 @@ from fedcore.pipeline import BoundRound, MeanUpdate, RoundPlan, RunPlan, bind_ro
 from fedcore.privacy import NoPrivacy, PrivacyLedger
 from fedcore.telemetry import RoundReport, Traffic
 from fedcore.vectors import Layout
+from strategies.helper_client import Helper
 from strategies.linear import calling_strategy, refuse_nonlinear
 from strategies.secure_round import Invited, SecureRound
 
@@ -48,6 +49,7 @@ class SecureGrid(WrappedGrid):
         labels: Names of the nodes that stay the same from run to run; node ids if None.
         weight_key: The strategy's `weighted_by_key`.
         clock: For the deadlines of the protocol's stages.
+        helper: The second party of secagg=seed_helper.
 
     Attributes:
         plan: As given.
@@ -64,6 +66,7 @@ class SecureGrid(WrappedGrid):
         labels: Mapping[int, str] | None = None,
         weight_key: str = "num-examples",
         clock: Clock | None = None,
+        helper: Helper | None = None,
     ) -> None:
         super().__init__(grid)
         self.plan = plan or RunPlan()
@@ -72,6 +75,7 @@ class SecureGrid(WrappedGrid):
         self._labels = labels or {}
         self._weight_key = weight_key
         self._clock = clock or SystemClock()
+        self._helper = helper
         self._round = len(self.ledger.releases)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -150,6 +154,7 @@ class SecureGrid(WrappedGrid):
                 content,
                 batch[0].metadata.message_type,
                 self._weight_key,
+                self._helper,
             )
             mean: MeanUpdate | None = None
             try:

@@ -7,6 +7,7 @@ its device is out of the round, and the round goes on while enough are left.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -14,9 +15,16 @@ from typing import TypeVar
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedcore.crypto import ParallelMasks
 from fedcore.engine import Clock
-from fedcore.errors import LocalProtocolError, PeerProtocolError, RoundAbortedError
+from fedcore.errors import (
+    ConfigurationError,
+    LocalProtocolError,
+    PeerProtocolError,
+    RoundAbortedError,
+)
 from fedcore.pipeline import (
+    BOX,
     RECORD,
     VECTOR,
     VECTOR_TYPE,
@@ -30,16 +38,20 @@ from fedcore.pipeline import (
 from fedcore.pipeline.bound import FIXED_SLOTS
 from fedcore.pipeline.envelope import Stage
 from fedcore.ring import packed_size, unpack
-from fedcore.secagg import decode, encode, invite
+from fedcore.secagg import Plan, decode, encode, invite
+from fedcore.secagg.fields import write_u32
 from fedcore.secagg.messages import (
     Advertisement,
     EncryptedShares,
+    Endorsement,
+    Endorsements,
     MaskedInput,
     Request,
     Reveal,
 )
+from fedcore.secagg.seed_helper import HelperPlan, SeedBox, collect
 from fedcore.secagg.server import (
-    AwaitingAdvertisements,
+    AwaitingEndorsements,
     AwaitingInputs,
     AwaitingReveals,
     AwaitingShares,
@@ -47,8 +59,9 @@ from fedcore.secagg.server import (
 from fedcore.telemetry import Traffic
 from fedcore.vectors import RingVector
 from strategies.exchange import array_bytes, content_bytes, exchange
+from strategies.helper_client import Helper
 
-R = TypeVar("R", Advertisement, EncryptedShares, MaskedInput, Reveal)
+R = TypeVar("R", Advertisement, EncryptedShares, MaskedInput, Endorsement, Reveal)
 S = TypeVar("S")
 
 
@@ -77,6 +90,8 @@ class SecureRound:
         content: What the strategy sends to every client: model and configuration.
         message_type: Flower's type of the strategy's messages.
         weight_key: Name of the metric that weighs the mean.
+        helper: The second party, if the plan wants one.
+        unix_time: For the expiry of certificates.
         traffic: Bytes so far.
         lost: How many clients each stage lost.
         revealed: How many clients are in the sum that was revealed; 0 if none was. The
@@ -90,6 +105,8 @@ class SecureRound:
     content: RecordDict
     message_type: str
     weight_key: str
+    helper: Helper | None = None
+    unix_time: Callable[[], float] = time.time
     traffic: Traffic = field(default_factory=Traffic)
     lost: dict[str, int] = field(default_factory=dict)
     revealed: int = 0
@@ -101,32 +118,74 @@ class SecureRound:
         Raises:
             RoundAbortedError: Too few clients are left.
         """
-        total, survivors = (
-            self._add_in_the_clear() if self.bound.secagg is None else self._add_under_masks()
-        )
+        if self.bound.secagg is not None:
+            total, survivors = self._add_under_masks(self.bound.secagg)
+        elif self.bound.helper is not None:
+            total, survivors = self._add_with_helper(self.bound.helper)
+        else:
+            total, survivors = self._add_in_the_clear()
         self.revealed = len(survivors)
         return decode_sum(self.bound, total, len(survivors), self._names_of(survivors))
 
-    def _add_under_masks(self) -> tuple[RingVector, frozenset[int]]:
-        if self.bound.secagg is None:
-            msg = "the plan has no parameters for masks"
-            raise LocalProtocolError(msg)
-        joining, invitations = invite(self.bound.secagg)
+    def _add_under_masks(self, plan: Plan) -> tuple[RingVector, frozenset[int]]:
+        joining, invitations = invite(plan)
+        now = int(self.unix_time())
         joining = self._stage(
             "advertise",
             invitations,
             Advertisement,
             joining,
-            AwaitingAdvertisements.on_advertisement,
+            lambda state, client, message: state.on_advertisement(client, message, now),
         )
         sharing, rosters = joining.close()
         sharing = self._stage("share", rosters, EncryptedShares, sharing, AwaitingShares.on_shares)
         adding, deliveries = sharing.close()
         adding = self._stage("upload", deliveries, MaskedInput, adding, AwaitingInputs.on_input)
-        unmasking, requests = adding.close()
-        agreed_names(self._names_of(requests))
+        unmasking, requests = self._endorse(adding) if plan.authenticated else adding.close()
+        agreed_names(self._names_of(unmasking.survivors))
         unmasking = self._stage("reveal", requests, Reveal, unmasking, AwaitingReveals.on_reveal)
-        outcome = unmasking.close()
+        outcome = unmasking.close(ParallelMasks())
+        return outcome.total, outcome.survivors
+
+    def _endorse(
+        self, adding: AwaitingInputs
+    ) -> tuple[AwaitingReveals, Mapping[int, Endorsements]]:
+        """Let the survivors agree on who they are before anything is revealed."""
+        endorsing, requests = adding.endorse()
+        endorsing = self._stage(
+            "endorse", requests, Endorsement, endorsing, AwaitingEndorsements.on_endorsement
+        )
+        return endorsing.close()
+
+    def _add_with_helper(self, plan: HelperPlan) -> tuple[RingVector, frozenset[int]]:
+        """Add masked uploads; the helper takes the masks of all of them off at once."""
+        if self.helper is None:
+            msg = "secagg=seed_helper needs a helper: pass one to SecureGrid"
+            raise ConfigurationError(msg)
+        self.helper.open(plan)
+        adding = collect(plan)
+        requests = {client: write_u32(client) for client in range(plan.clients)}
+        for client, reply in self._exchange("upload", requests):
+            try:
+                adding.check(client)
+                vector = unpack(self._vector(client, reply), plan.dim, plan.ring)
+                box = SeedBox.from_bytes(typed(_record(reply), BOX, bytes))
+                if box.client != client:
+                    continue
+                self.helper.deposit(plan, box)
+                adding = adding.on_input(client, vector)
+            except PeerProtocolError:
+                continue
+        self._count_lost("upload", len(requests) - len(adding.survivors))
+        unmasking, request = adding.close()
+        agreed_names(self._names_of(request.survivors))
+        try:
+            outcome = unmasking.on_mask_sum(self.helper.close(plan, request))
+        except PeerProtocolError as error:
+            found = len(request.survivors)
+            raise RoundAbortedError(
+                stage="helper", needed=found, found=found, reason=str(error)
+            ) from error
         return outcome.total, outcome.survivors
 
     def _add_in_the_clear(self) -> tuple[RingVector, frozenset[int]]:
@@ -191,11 +250,12 @@ class SecureRound:
                 yield client, reply
 
     def _message(self, stage: Stage, client: int, data: bytes) -> Message:
+        first = stage == "advertise" or self.bound.secagg is None
         envelope = Envelope(
             stage=stage,
             round_number=self.bound.plan.round_number,
             label=self.clients[client].label,
-            plan=self.bound.plan.to_bytes() if stage == "advertise" or not data else b"",
+            plan=self.bound.plan.to_bytes() if first else b"",
             message=data,
             weight_key=self.weight_key,
         )

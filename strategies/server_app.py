@@ -16,16 +16,18 @@ import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
+from fedcore.crypto import Entropy, ReplayedEntropy
 from fedcore.engine import DroppingGrid, DropScript, SystemClock, to_arrays, to_record
 from fedcore.errors import BudgetExhaustedError, FedcoreError
-from fedcore.job import Job, Preflight, check
+from fedcore.job import Job, Preflight, RemoteHelper, check
 from fedcore.models import build
-from fedcore.pipeline import RECORD, Envelope
+from fedcore.pipeline import RECORD, Envelope, SeedHelper
 from fedcore.privacy import PrivacyLedger
 from fedcore.telemetry import RoundReport
 from fedcore.training import Evaluation, ExampleLevelPrivacy, evaluate, get_arrays, set_arrays
 from strategies.cohort import CohortGrid, discover
 from strategies.factory import build_strategy
+from strategies.helper_client import Helper, HelperAddress, HelperClient, InProcessHelper
 from strategies.plain_grid import PlainGrid
 from strategies.secure_grid import NO_DELTA, SecureGrid
 
@@ -145,7 +147,13 @@ class _Run:
         if plan is None:
             grid = PlainGrid(grid, self._labels, self._keep)
         else:
-            grid = secure = SecureGrid(grid, plan, on_round=self._keep, labels=self._labels)
+            helper = None
+            if isinstance(plan.secagg, SeedHelper):
+                helper, key = connect_helper(job)
+                plan = replace(plan, secagg=replace(plan.secagg, public_key=key))
+            grid = secure = SecureGrid(
+                grid, plan, on_round=self._keep, labels=self._labels, helper=helper
+            )
         return CohortGrid(grid, self._labels, job.clients_per_round, job.seed), secure
 
     def _keep(self, report: RoundReport) -> None:
@@ -188,6 +196,33 @@ class _Run:
     def _evaluate(self) -> Evaluation:
         dataset = self._preflight.dataset
         return evaluate(self._model, dataset.x_test, dataset.y_test)
+
+
+def connect_helper(job: Job) -> tuple[Helper, str]:
+    """Return the job's seed helper, and its public key in hexadecimal digits.
+
+    Raises:
+        ConfigurationError: Its address or one of its files is wrong.
+    """
+    if isinstance(job.helper, RemoteHelper):
+        address = HelperAddress(
+            address=job.helper.address,
+            public_key=job.helper.public_key,
+            authority=job.helper.authority,
+            certificate=job.helper.certificate,
+            private_key=job.helper.private_key,
+        )
+        return HelperClient(address), job.helper.public_key
+    authority = getattr(job.secagg, "authority", None)
+    local = InProcessHelper(
+        helper_entropy(job.seed), authority=None if authority is None else bytes.fromhex(authority)
+    )
+    return local, local.public_key.hex()
+
+
+def helper_entropy(seed: int) -> Entropy:
+    """Return what the key of a simulation's helper is made from."""
+    return ReplayedEntropy(str(seed).encode()).child("helper")
 
 
 def describe_by(

@@ -49,6 +49,33 @@ class NoFaults:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalHelper:
+    """A seed helper inside the coordinator's process: for simulations only."""
+
+    kind: Literal["local"] = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteHelper:
+    """A seed helper run by a second party, reached over gRPC with mutual TLS.
+
+    Attributes:
+        address: Host and port.
+        public_key: The helper's key that devices pin, 64 hexadecimal digits.
+        authority: PEM file with the certificate authority of the helper.
+        certificate: PEM file with the coordinator's TLS certificate.
+        private_key: PEM file with its key, mode 0600.
+    """
+
+    address: str
+    public_key: str
+    authority: str
+    certificate: str
+    private_key: str
+    kind: Literal["remote"] = "remote"
+
+
+@dataclass(frozen=True, slots=True)
 class FedAvg:
     """The mean of the clients' models [MMRHA17]."""
 
@@ -138,13 +165,14 @@ StrategyConfig: TypeAlias = Annotated[FedAvg | FedAvgM | FedProx | FedOpt | Robu
 ClipConfig: TypeAlias = Annotated[Clip | NoClip, _BY_KIND]
 QuantizeConfig: TypeAlias = Annotated[Modular | Quantize | NoQuantize, _BY_KIND]
 PrivacyConfig: TypeAlias = Annotated[SumPrivacy | ExampleLevelPrivacy, _BY_KIND]
+HelperConfig: TypeAlias = Annotated[LocalHelper | RemoteHelper, _BY_KIND]
 FaultConfig: TypeAlias = Annotated[DropScript | NoFaults, _BY_KIND]
 
 
 _CHOICES: Final = frozenset(
     (
         *("data", "partition", "model", "strategy", "clip", "sparsify", "rotate", "quantize"),
-        *("privacy", "secagg", "weighting", "faults", "engine"),
+        *("privacy", "secagg", "weighting", "faults", "helper", "engine"),
     )
 )
 """Keys whose value is one of several kinds."""
@@ -181,6 +209,7 @@ class Job:
         attempts: How often a round is tried.
         stage_seconds: How long the coordinator waits at each protocol stage.
         faults: Who disappears on purpose.
+        helper: The second party of secagg=seed_helper.
     """
 
     name: str = "default"
@@ -208,6 +237,7 @@ class Job:
     attempts: int = 2
     stage_seconds: float = 600.0
     faults: FaultConfig = NoFaults()
+    helper: HelperConfig = LocalHelper()
 
     def __post_init__(self) -> None:
         for name, value in (

@@ -2,7 +2,7 @@
 
 from fedcore.pipeline.bound import BoundRound, bind_round
 from fedcore.pipeline.collect import MeanUpdate, agreed_names, decode_sum
-from fedcore.pipeline.envelope import RECORD, VECTOR, VECTOR_TYPE, Envelope, typed
+from fedcore.pipeline.envelope import BOX, RECORD, VECTOR, VECTOR_TYPE, Envelope, typed
 from fedcore.pipeline.model import model_digest
 from fedcore.pipeline.plan import (
     Bonawitz,
@@ -11,11 +11,13 @@ from fedcore.pipeline.plan import (
     NoSecAgg,
     RoundPlan,
     RunPlan,
+    SeedHelper,
     Uniform,
 )
 from fedcore.pipeline.upload import LocalUpdate, Upload, make_upload
 
 __all__ = [
+    "BOX",
     "RECORD",
     "VECTOR",
     "VECTOR_TYPE",
@@ -29,6 +31,7 @@ __all__ = [
     "NoSecAgg",
     "RoundPlan",
     "RunPlan",
+    "SeedHelper",
     "Uniform",
     "Upload",
     "agreed_names",

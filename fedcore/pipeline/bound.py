@@ -20,10 +20,12 @@ from fedcore.codec import (
     narrowest_ring,
 )
 from fedcore.errors import ConfigurationError
-from fedcore.pipeline.plan import Bonawitz, Modular, RoundPlan
+from fedcore.pipeline.plan import Bonawitz, Modular, RoundPlan, SeedHelper
 from fedcore.privacy import Calibration, NoPrivacy, Release, calibrate, colluding
 from fedcore.ring import Ring
 from fedcore.secagg import Plan, Threat, make_plan
+from fedcore.secagg.plan import NOBODY
+from fedcore.secagg.seed_helper import HelperPlan
 
 FIXED_SLOTS = 2
 """The tally's own numbers: the weight, and how many updates were clipped."""
@@ -38,7 +40,8 @@ class BoundRound:
         kept: The real-valued stages (sparsify, clip): what of an update is sent.
         codec: All stages, from the flat update to ring elements.
         tally: Carries weights and metrics behind the update.
-        secagg: Parameters of the masks; None in the clear.
+        secagg: Parameters of pairwise masks; None without them.
+        helper: Parameters of masks whose seeds a helper knows; None without it.
         minimum_survivors: Fewer abort the round.
         calibration: Of scale and noise; None for uniform quantisation.
     """
@@ -48,6 +51,7 @@ class BoundRound:
     codec: Bound = field(repr=False)
     tally: Tally
     secagg: Plan | None
+    helper: HelperPlan | None
     minimum_survivors: int
     calibration: Calibration | None
 
@@ -110,8 +114,12 @@ def bind_round(plan: RoundPlan) -> BoundRound:
     embed = Embed(ring.bits, plan.clients, _tails(plan))
     codec = integers.then(embed.bind(integers.target))
     tally = Tally(0 if run.private else FIXED_SLOTS + run.metric_slots, plan.clients, ring)
-    bound = BoundRound(plan, kept, codec, tally, None, minimum, calibration)
-    return replace(bound, secagg=_secagg(plan, bound.dim, ring, minimum))
+    bound = BoundRound(plan, kept, codec, tally, None, None, minimum, calibration)
+    return replace(
+        bound,
+        secagg=_secagg(plan, bound.dim, ring, minimum),
+        helper=_helper(plan, bound.dim, ring, minimum),
+    )
 
 
 def _calibrate(plan: RoundPlan, flat: Domain, minimum: int) -> Calibration | None:
@@ -164,12 +172,7 @@ def _secagg(plan: RoundPlan, dim: int, ring: Ring, minimum: int) -> Plan | None:
     secagg = plan.run.secagg
     if not isinstance(secagg, Bonawitz):
         return None
-    if plan.clients < 2 or minimum < 2:
-        msg = (
-            "a secure sum over fewer than 2 clients reveals its input: invite at least 2 and "
-            f"lower plan.dropout, got {plan.clients} clients with dropout={plan.run.dropout}"
-        )
-        raise ConfigurationError(msg)
+    _check_cohort(plan, minimum)
     threat = Threat(
         corrupt=secagg.corrupt,
         dropout=plan.run.dropout,
@@ -183,4 +186,29 @@ def _secagg(plan: RoundPlan, dim: int, ring: Ring, minimum: int) -> Plan | None:
         threat=threat,
         minimum_survivors=minimum,
         context=plan.digest(),
+        authority=NOBODY if secagg.authority is None else bytes.fromhex(secagg.authority),
     )
+
+
+def _helper(plan: RoundPlan, dim: int, ring: Ring, minimum: int) -> HelperPlan | None:
+    secagg = plan.run.secagg
+    if not isinstance(secagg, SeedHelper):
+        return None
+    _check_cohort(plan, minimum)
+    return HelperPlan(
+        clients=plan.clients,
+        minimum_survivors=minimum,
+        ring_bits=ring.bits,
+        dim=dim,
+        context=plan.digest(),
+        helper_key=NOBODY if secagg.public_key is None else bytes.fromhex(secagg.public_key),
+    )
+
+
+def _check_cohort(plan: RoundPlan, minimum: int) -> None:
+    if plan.clients < 2 or minimum < 2:
+        msg = (
+            "a secure sum over fewer than 2 clients reveals its input: invite at least 2 and "
+            f"lower plan.dropout, got {plan.clients} clients with dropout={plan.run.dropout}"
+        )
+        raise ConfigurationError(msg)

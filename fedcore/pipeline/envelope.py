@@ -16,11 +16,13 @@ RECORD: Final = "fedcore.secagg"
 """Name of the record in a message."""
 VECTOR: Final = "vector"
 """Name of the array that carries an upload."""
+BOX: Final = "box"
+"""Name of the field that carries a sealed seed."""
 VECTOR_TYPE: Final = "fedcore/packed/v1"
 """Serialisation type of that array: bytes, one uint8 each."""
 
-Stage: TypeAlias = Literal["advertise", "share", "upload", "reveal"]
-STAGES: Final[tuple[Stage, ...]] = ("advertise", "share", "upload", "reveal")
+Stage: TypeAlias = Literal["advertise", "share", "upload", "endorse", "reveal"]
+STAGES: Final[tuple[Stage, ...]] = ("advertise", "share", "upload", "endorse", "reveal")
 Field: TypeAlias = str | int | bytes
 T = TypeVar("T")
 

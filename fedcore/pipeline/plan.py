@@ -92,11 +92,15 @@ class Bonawitz:
         corrupt: Fraction of the cohort that may collude with the coordinator.
         security_bits: Secrecy fails with probability 2^-this.
         correctness_bits: An honest round fails with probability 2^-this.
+        authority: Public key of the root that enrolled the devices, 64 hexadecimal digits.
+            With it every key is signed and the survivors are agreed upon; None is for
+            simulations, and for coordinators that are trusted not to invent devices.
     """
 
     corrupt: float = 0.1
     security_bits: int = 40
     correctness_bits: int = 30
+    authority: str | None = None
     kind: Literal["bonawitz"] = "bonawitz"
 
     def __post_init__(self) -> None:
@@ -110,6 +114,29 @@ class Bonawitz:
             if not 10 <= bits <= 128:
                 msg = f"secagg.{name} must be in 10..128, got {bits}"
                 raise ConfigurationError(msg)
+        if self.authority is not None:
+            _check_key("secagg.authority", self.authority)
+
+
+@dataclass(frozen=True, slots=True)
+class SeedHelper:
+    """One upload per client, its mask's seed sealed to a second party that does not collude.
+
+    Attributes:
+        public_key: Of the helper, X25519, 64 hexadecimal digits; devices compare it with
+            the one they pin. None until the helper is known.
+        authority: Public key of the root that enrolled the devices; boxes are then signed.
+    """
+
+    public_key: str | None = None
+    authority: str | None = None
+    kind: Literal["seed_helper"] = "seed_helper"
+
+    def __post_init__(self) -> None:
+        for name in ("public_key", "authority"):
+            value = getattr(self, name)
+            if value is not None:
+                _check_key(f"secagg.{name}", value)
 
 
 Sparsify: TypeAlias = Dense | RandomK
@@ -117,7 +144,13 @@ Rotate: TypeAlias = NoRotation | Hadamard
 Quantizer: TypeAlias = Quantize | Modular
 Weighting: TypeAlias = ByExamples | Uniform
 SumPrivacy: TypeAlias = NoPrivacy | DistributedGaussian | DistributedSkellam
-SecAgg: TypeAlias = Bonawitz | NoSecAgg
+SecAgg: TypeAlias = Bonawitz | SeedHelper | NoSecAgg
+
+
+def _check_key(name: str, value: str) -> None:
+    if len(value) != 64 or set(value) - set("0123456789abcdef"):
+        msg = f"{name} must be 64 lower-case hexadecimal digits, got {value!r:.80}"
+        raise ConfigurationError(msg)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,14 @@ from flwr.clientapp import ClientApp
 
 from clients import DevicePolicy, secagg_mod
 from clients.client_app import replayed_entropy
+from clients.identity import IdentitySource
+from clients.journal import JournalSource
+from clients.simulated import simulated_identities, simulated_root
 from fedcore.engine import to_record
 from fedcore.pipeline import (
     RECORD,
     VECTOR,
+    Bonawitz,
     BoundRound,
     Envelope,
     MeanUpdate,
@@ -28,9 +32,16 @@ from fedcore.pipeline import (
     decode_sum,
     model_digest,
 )
-from fedcore.pipeline.envelope import STAGES
+from fedcore.pipeline.envelope import STAGES, Stage
 from fedcore.secagg import decode, encode, invite
-from fedcore.secagg.messages import Advertisement, EncryptedShares, MaskedInput, Request, Reveal
+from fedcore.secagg.messages import (
+    Advertisement,
+    EncryptedShares,
+    Endorsement,
+    MaskedInput,
+    Request,
+    Reveal,
+)
 
 CLIENTS = 4
 MODEL = {"w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)}
@@ -38,8 +49,21 @@ KINDS = {
     "advertise": (Advertisement, "on_advertisement"),
     "share": (EncryptedShares, "on_shares"),
     "upload": (MaskedInput, "on_input"),
+    "endorse": (Endorsement, "on_endorsement"),
     "reveal": (Reveal, "on_reveal"),
 }
+SEED = 3
+ENROLLED = simulated_identities(SEED)
+AUTHORITY = simulated_root(SEED).public.raw.hex()
+"""Enrolled all clients."""
+UNSIGNED = RunPlan()
+SIGNED = RunPlan(secagg=Bonawitz(authority=AUTHORITY))
+
+
+def stages_of(run: RunPlan) -> tuple[Stage, ...]:
+    """The stages of a round under masks; survivors are endorsed by signed clients only."""
+    signed = getattr(run.secagg, "authority", None) is not None
+    return tuple(stage for stage in STAGES if signed or stage != "endorse")
 
 
 def trained(client: int) -> np.ndarray:
@@ -58,12 +82,18 @@ def train(message: Message, context: Context) -> RecordDict:
 def training_app(
     policy: DevicePolicy | None = None,
     *,
-    seed: int | None = 3,
+    seed: int | None = SEED,
+    identity: IdentitySource | None = ENROLLED,
+    journal: JournalSource | None = None,
+    unix_time: Callable[[], float] = lambda: 0.0,
     train: Callable[[Message, Context], RecordDict] = train,
 ) -> ClientApp:
     """A ClientApp with the mod around a train function."""
     entropy = None if seed is None else replayed_entropy(seed)
-    app = ClientApp(mods=[secagg_mod(policy, entropy=entropy)])
+    mod = secagg_mod(
+        policy, entropy=entropy, identity=identity, journal=journal, unix_time=unix_time
+    )
+    app = ClientApp(mods=[mod])
 
     @app.train()
     def train_message(message: Message, context: Context) -> Message:
@@ -106,7 +136,7 @@ class Coordinator:
         """The round, as the coordinator understands it."""
         return bind_round(self.plan)
 
-    def message(self, stage: str, client: int = 0, **changes: Any) -> Message:
+    def message(self, stage: str, client: int = 0, /, **changes: Any) -> Message:
         """The request of a stage; `changes` replace parts of the envelope or the `content`."""
         content = changes.pop("content", self.content if stage == "upload" else RecordDict())
         request = self.requests.get(client)
@@ -138,32 +168,39 @@ class Coordinator:
             data = payload(reply)
             step = getattr(self.state, receive)
             self.state = step(client, decode(data, kind, self.bound.secagg))  # type: ignore[type-var]
-        closed = self.state.close()
+        signed = self.bound.secagg is not None and self.bound.secagg.authenticated
+        endorsing = stage == "upload" and signed
+        closed = self.state.endorse() if endorsing else self.state.close()
         if stage == "reveal":
             self.state = closed
         else:
             self.state, self.requests = closed
         return replies
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is played, in order."""
+        return stages_of(self.run)
+
     def advance(self, stage: str) -> "Coordinator":
         """Play all stages before `stage`."""
-        for name in STAGES[: STAGES.index(stage)]:
+        for name in self.stages[: self.stages.index(stage)]:  # type: ignore[arg-type]
             self.play(name)
         return self
 
     def finish(self) -> MeanUpdate:
         """Play all stages and decode the sum."""
         replies: dict[int, Message] = {}
-        for name in STAGES:
+        for name in self.stages:
             played = self.play(name)
             replies = played if name == "upload" else replies
         names = [tuple(reply.content[RECORD]["metrics"]) for reply in replies.values()]
         return decode_sum(self.bound, self.state.total, len(self.state.survivors), names)
 
 
-def new_context(client: int) -> Context:
-    """What a node that has just started knows."""
-    return Context(1, 1000 + client, {"partition-id": client}, RecordDict(), {})
+def new_context(client: int, **config: str) -> Context:
+    """What a node that has just started knows; `config` is its owner's."""
+    return Context(1, 1000 + client, {"partition-id": client, **config}, RecordDict(), {})
 
 
 def payload(reply: Message) -> bytes:

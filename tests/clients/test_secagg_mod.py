@@ -22,13 +22,23 @@ from fedcore.errors import (
 from fedcore.pipeline import RECORD, NoSecAgg, RoundPlan, RunPlan
 from fedcore.pipeline.envelope import STAGES
 from fedcore.secagg import Plan, decode, encode
-from fedcore.secagg.messages import Delivery, Invitation, MaskedInput, Roster, Survivors
+from fedcore.secagg.messages import (
+    Delivery,
+    Endorsements,
+    Invitation,
+    MaskedInput,
+    Roster,
+    Survivors,
+)
 from tests.clients.coordinator import (
     CLIENTS,
     MODEL,
+    SIGNED,
+    UNSIGNED,
     Coordinator,
     new_context,
     payload,
+    stages_of,
     train,
     trained,
     training_app,
@@ -37,6 +47,13 @@ from tests.fedcore.pipeline.rounds import private_plan
 from tests.fedcore.secagg.rehearsal import SECRET_LOOKING
 
 OPEN = DevicePolicy(require_masks=False)
+BOTH = pytest.mark.parametrize("run", [UNSIGNED, SIGNED], ids=["unsigned", "signed"])
+LATER = [(run, stage) for run in (UNSIGNED, SIGNED) for stage in stages_of(run)[1:]]
+AT_EACH_LATER_STAGE = pytest.mark.parametrize(
+    ("run", "stage"),
+    LATER,
+    ids=[f"{'signed' if run == SIGNED else 'unsigned'}-{stage}" for run, stage in LATER],
+)
 
 
 def refused(coordinator, message, match=None, error=PeerProtocolError, client=0):
@@ -60,8 +77,9 @@ def noting(calls):
     return noted
 
 
-def test_an_honest_round_gives_the_weighted_mean():
-    mean = Coordinator(training_app()).finish()
+@BOTH
+def test_an_honest_round_gives_the_weighted_mean(run):
+    mean = Coordinator(training_app(), run).finish()
     weights = np.arange(100, 100 + CLIENTS)
     expected = sum(w * (trained(n) - MODEL["w"]) for n, w in enumerate(weights)) / weights.sum()
     np.testing.assert_allclose(mean.delta, expected.ravel(), atol=1e-5)
@@ -268,30 +286,37 @@ def test_a_new_round_ends_the_old_one():
     refused(old, old.message("reveal"))
 
 
-@pytest.mark.parametrize(("reached", "asked"), [*permutations(STAGES[1:], 2)])
-def test_only_the_next_message_is_answered(reached, asked):
-    coordinator = Coordinator(training_app()).advance(asked)
+@pytest.mark.parametrize(
+    ("run", "reached", "asked"),
+    [(run, *pair) for run in (UNSIGNED, SIGNED) for pair in permutations(stages_of(run)[1:], 2)],
+)
+def test_only_the_next_message_is_answered(run, reached, asked):
+    coordinator = Coordinator(training_app(), run).advance(asked)
     early_or_late = coordinator.message(asked)
-    other = Coordinator(training_app()).advance(reached)
+    other = Coordinator(training_app(), run).advance(reached)
     refused(other, early_or_late, error=FedcoreError)
     assert "fedcore.protocol" not in other.contexts[0].state
 
 
 @pytest.mark.parametrize(
-    ("due", "claimed"), [("share", "upload"), ("upload", "share"), ("reveal", "upload")]
+    ("run", "due", "claimed"),
+    [(run, due, claimed) for run, due in LATER for claimed in STAGES if claimed != due],
 )
-def test_a_request_under_the_name_of_another_stage_trains_nothing(due, claimed):
+def test_a_request_under_the_name_of_another_stage_is_refused_and_trains_nothing(run, due, claimed):
+    """Else the survivors, say, could be asked for once as `endorse` and once as `reveal`."""
     calls = []
-    coordinator = Coordinator(training_app(train=noting(calls))).advance(due)
+    coordinator = Coordinator(training_app(train=noting(calls)), run).advance(due)
     trained_so_far = len(calls)
     message = coordinator.message(due, content=coordinator.content)
     message.content[RECORD]["stage"] = claimed
-    refused(coordinator, message, f"{claimed} request .* is due")
+    refused(coordinator, message, f"{claimed} request arrived where {due} is due")
     assert len(calls) == trained_so_far
+    assert "fedcore.protocol" not in coordinator.contexts[0].state
 
 
-def test_a_second_survivors_message_is_refused():
-    coordinator = Coordinator(training_app()).advance("reveal")
+@BOTH
+def test_a_second_last_message_is_refused(run):
+    coordinator = Coordinator(training_app(), run).advance("reveal")
     coordinator.ask(0, coordinator.message("reveal"))
     refused(coordinator, coordinator.message("reveal"), "after this device's round was finished")
     refused(coordinator, coordinator.message("reveal"), "in no round")
@@ -306,9 +331,9 @@ def test_another_survivors_message_is_refused_too():
     refused(coordinator, coordinator.message("reveal", message=fewer), "was finished")
 
 
-@pytest.mark.parametrize("stage", STAGES[1:])
-def test_before_it_is_invited_a_device_answers_nothing(stage):
-    coordinator = Coordinator(training_app()).advance(stage)
+@AT_EACH_LATER_STAGE
+def test_before_it_is_invited_a_device_answers_nothing(run, stage):
+    coordinator = Coordinator(training_app(), run).advance(stage)
     coordinator.contexts[0] = new_context(0)
     refused(coordinator, coordinator.message(stage), "in no round: invite it first")
 
@@ -321,9 +346,9 @@ def test_a_protocol_message_in_a_round_without_masks_is_refused():
     refused(clear, masked.message("share"), "in no round")
 
 
-@pytest.mark.parametrize("stage", STAGES[1:])
-def test_the_state_is_gone_after_a_message_that_breaks_the_protocol(stage):
-    coordinator = Coordinator(training_app()).advance(stage)
+@AT_EACH_LATER_STAGE
+def test_the_state_is_gone_after_a_message_that_breaks_the_protocol(run, stage):
+    coordinator = Coordinator(training_app(), run).advance(stage)
     assert "fedcore.protocol" in coordinator.contexts[0].state
     refused(coordinator, coordinator.message(stage, message=b"fC\x01\x63"), error=FedcoreError)
     assert "fedcore.protocol" not in coordinator.contexts[0].state
@@ -360,8 +385,9 @@ def through_bytes(context):
 
 @pytest.mark.parametrize("between", [through_bytes, deepcopy])
 @pytest.mark.parametrize("feedback", [False, True])
-def test_a_device_may_be_restarted_between_any_two_messages(between, feedback):
-    run = RunPlan(clip=Clip(0.5), error_feedback=feedback)
+@BOTH
+def test_a_device_may_be_restarted_between_any_two_messages(run, between, feedback):
+    run = replace(run, clip=Clip(0.5), error_feedback=feedback)
     kept = Coordinator(training_app(), run).finish()
     restarted = Coordinator(training_app(), run, between=between).finish()
     assert restarted.delta.tobytes() == kept.delta.tobytes()
@@ -388,20 +414,24 @@ def test_a_replayed_simulation_repeats_its_bytes_but_not_from_attempt_to_attempt
     assert advertised() == keys[0]
 
 
-def test_a_device_left_out_of_the_survivors_reveals_nothing():
-    coordinator = Coordinator(training_app(), RunPlan(dropout=0.2), {"clients": 6})
+@BOTH
+def test_a_device_left_out_of_the_survivors_reveals_nothing(run):
+    coordinator = Coordinator(training_app(), replace(run, dropout=0.2), {"clients": 6})
     coordinator.contexts = [new_context(client) for client in range(6)]
-    coordinator.advance("reveal")
+    asked = coordinator.stages[3]
+    coordinator.advance(asked)
     without = encode(Survivors(frozenset(range(1, 6))), coordinator.bound.secagg)
-    refused(coordinator, coordinator.message("reveal", message=without), "not among the survivors")
+    refused(coordinator, coordinator.message(asked, message=without), "not among the survivors")
 
 
-def test_too_few_survivors_are_not_unmasked():
-    coordinator = Coordinator(training_app(), RunPlan(dropout=0.2), {"clients": 6})
+@BOTH
+def test_too_few_survivors_are_not_unmasked(run):
+    coordinator = Coordinator(training_app(), replace(run, dropout=0.2), {"clients": 6})
     coordinator.contexts = [new_context(client) for client in range(6)]
-    coordinator.advance("reveal")
+    asked = coordinator.stages[3]
+    coordinator.advance(asked)
     few = encode(Survivors(frozenset(range(4))), coordinator.bound.secagg)
-    refused(coordinator, coordinator.message("reveal", message=few), "needed 5", RoundAbortedError)
+    refused(coordinator, coordinator.message(asked, message=few), "needed 5", RoundAbortedError)
 
 
 def test_clients_that_were_told_different_plans_share_no_key():
@@ -439,20 +469,30 @@ def test_a_record_without_entries_is_refused():
     refused(Coordinator(training_app()), message, "must hold 'stage'")
 
 
-def test_what_a_device_keeps_of_a_finished_round_is_no_secret():
-    coordinator = Coordinator(training_app())
+@BOTH
+def test_what_a_device_keeps_of_a_finished_round_is_no_secret(run):
+    coordinator = Coordinator(training_app(), run)
     coordinator.finish()
     state = coordinator.contexts[0].state
     assert set(state) == {"fedcore.round", "fedcore.protocol", "visits"}
     assert len(state["fedcore.protocol"]["state"]) == 2
 
 
-def test_the_requests_of_the_stages_are_what_the_states_wait_for():
-    coordinator = Coordinator(training_app())
-    kinds = {"share": Roster, "upload": Delivery, "reveal": Survivors}
-    for stage, kind in kinds.items():
-        coordinator.play(STAGES[STAGES.index(stage) - 1])
-        assert isinstance(coordinator.requests[0], kind)
+@pytest.mark.parametrize(
+    ("run", "last"),
+    [
+        (UNSIGNED, {"reveal": Survivors}),
+        (SIGNED, {"endorse": Survivors, "reveal": Endorsements}),
+    ],
+    ids=["unsigned", "signed"],
+)
+def test_the_requests_of_the_stages_are_what_the_states_wait_for(run, last):
+    coordinator = Coordinator(training_app(), run)
+    kinds = {"share": Roster, "upload": Delivery, **last}
+    assert coordinator.stages == ("advertise", *kinds)
+    for before, (stage, kind) in zip(coordinator.stages, kinds.items(), strict=False):
+        coordinator.play(before)
+        assert isinstance(coordinator.requests[0], kind), stage
     upload = Coordinator(training_app()).advance("upload")
     masked = decode(
         payload(upload.ask(0, upload.message("upload"))), MaskedInput, upload.bound.secagg

@@ -1,6 +1,6 @@
 """Every YAML composes, and says exactly what the library's types say."""
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
+from clients.simulated import simulated_root
 from experiments.schema import Experiment, to_experiment
 from fedcore.errors import ConfigurationError
 
@@ -20,6 +21,10 @@ PLAIN = ["clip=none", "rotate=none", "quantize=none", "secagg=none"]
 COMPANIONS = {
     ("data", "npz"): ["data.path=some.npz"],
     ("data", "hub"): ["data.name=some/set"],
+    ("helper", "remote"): [
+        *("helper.address=host:1", f"helper.public_key={'ab' * 32}", "helper.authority=ca.pem"),
+        *("helper.certificate=own.pem", "helper.private_key=own.key"),
+    ],
     ("clip", "none"): PLAIN,
     ("quantize", "none"): PLAIN,
     ("rotate", "none"): ["quantize=uniform"],
@@ -80,6 +85,23 @@ def test_every_kind_of_every_union_has_a_file(group):
     kinds = {kind for member in members for kind in get_args(get_type_hints(member)["kind"])}
     files = (yaml.safe_load(path.read_text()) for path in (CONF / group).glob("*.yaml"))
     assert kinds == {file["kind"] for file in files}
+
+
+@pytest.mark.parametrize("secagg", ["bonawitz", "seed_helper"])
+def test_a_signed_simulation_names_the_root_of_its_seed(secagg):
+    signed, other = (
+        composed("signed=true", f"secagg={secagg}", f"seed={seed}").job for seed in (4, 5)
+    )
+    unsigned = composed(f"secagg={secagg}", "seed=4").job
+    assert signed.secagg.authority == simulated_root(4).public.raw.hex()
+    assert signed.secagg.authority != other.secagg.authority
+    assert unsigned.secagg.authority is None
+    assert replace(signed, secagg=unsigned.secagg) == unsigned
+
+
+def test_nothing_is_signed_in_the_clear():
+    with pytest.raises(ConfigurationError, match="choose secagg=bonawitz or seed_helper"):
+        _ = composed("signed=true", "secagg=none").job
 
 
 def test_a_missing_value_is_named():

@@ -111,6 +111,33 @@ def test_masked_and_unmasked_runs_of_a_seed_release_the_same_bytes(
     assert (clear / model).read_bytes() == (private_run / model).read_bytes()
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [["signed=true"], ["secagg=seed_helper"], ["secagg=seed_helper", "signed=true"]],
+    ids=" ".join,
+)
+def test_signatures_and_a_helper_release_the_same_bytes(
+    overrides, private_run, tmp_path, monkeypatch
+):
+    folder = tmp_path / "other"
+    assert run("train", *PRIVATE, *overrides, f"output={folder}", monkeypatch=monkeypatch) == 0
+    model = Path("model", "1", "model.onnx")
+    assert (folder / model).read_bytes() == (private_run / model).read_bytes()
+    ledgers = [(path / "ledger.json").read_text() for path in (folder, private_run)]
+    assert PrivacyLedger.from_json(ledgers[0]) == PrivacyLedger.from_json(ledgers[1])
+    one, other = summary_of(folder), summary_of(private_run)
+    assert (
+        one["uplink_payload_bytes_per_client_round"]
+        == (other["uplink_payload_bytes_per_client_round"])
+    )
+    sent = "uplink_bytes_per_client_round"
+    if "secagg=seed_helper" in overrides:
+        assert one[sent] < other[sent]
+    else:
+        assert one[sent] > other[sent]
+        assert one["secagg"] == other["secagg"]
+
+
 def test_a_run_without_noise_shows_an_infinite_epsilon(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "open"
     assert run("train", *SMALL, "release=none", f"output={folder}", monkeypatch=monkeypatch) == 0
@@ -150,6 +177,9 @@ BAD = [
     (["strategy=krum"], "strategy=krum compares single updates"),
     (["secagg=none", "quantize=none"], "leaves clip without effect"),
     (["clients=1", "clients_per_round=1"], "a secure sum over fewer than 2 clients"),
+    (["signed=true", "secagg=none"], "choose secagg=bonawitz or seed_helper"),
+    (["helper=remote"], "helper.address: a value is missing"),
+    (["secagg.authority=mine"], "secagg.authority must be 64 lower-case hexadecimal digits"),
     (["partition=natural"], "does not say who recorded its examples"),
     (["partition=dirichlet", "partition.min_examples=500"], "500"),
 ]

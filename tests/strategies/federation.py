@@ -5,20 +5,25 @@ partition-id; weights and metrics are numbers that stand out. All parts are real
 ClientApps with the mod, Flower's strategies, the in-process grid.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from clients import DevicePolicy, secagg_mod
 from clients.client_app import replayed_entropy
+from clients.identity import IdentitySource
+from clients.simulated import simulated_identities, simulated_root
 from fedcore.engine import Clock, Fault, InProcessGrid, WrappedGrid, to_arrays, to_record
 from fedcore.engine.nodes import isolated
 from fedcore.pipeline import RECORD, Bonawitz, RunPlan
+from fedcore.pipeline.envelope import STAGES, Stage
 from fedcore.telemetry import RoundReport
 from strategies import SecureGrid
 
@@ -26,6 +31,24 @@ SHAPES = {"w": (5, 8), "b": (3,)}
 OPEN = DevicePolicy(require_masks=False)
 ROOMY = RunPlan(dropout=0.3, secagg=Bonawitz(corrupt=0.0))
 """With ten clients: seven survivors are enough."""
+ENROLLED = simulated_identities(1)
+AUTHORITY = simulated_root(1).public.raw.hex()
+"""Enrolled all clients."""
+SIGNED = RunPlan(dropout=0.3, secagg=Bonawitz(corrupt=0.0, authority=AUTHORITY))
+"""The same, and everybody signs."""
+
+
+def stages_of(plan: RunPlan) -> tuple[Stage, ...]:
+    """The stages of a round under masks; survivors are endorsed by signed clients only."""
+    signed = getattr(plan.secagg, "authority", None) is not None
+    return tuple(stage for stage in STAGES if signed or stage != "endorse")
+
+
+EVERY_STAGE = [
+    pytest.param(plan, stage, id=f"{name}-{stage}")
+    for name, plan in (("unsigned", ROOMY), ("signed", SIGNED))
+    for stage in stages_of(plan)
+]
 
 
 def initial() -> ArrayRecord:
@@ -75,10 +98,13 @@ def client_app(
     policy: DevicePolicy | None = None,
     seed: int | None = None,
     train: Callable[[Message, int], RecordDict] = pull,
+    identity: IdentitySource = ENROLLED,
+    unix_time: Callable[[], float] = time.time,
 ) -> ClientApp:
     """A ClientApp with the mod; `outer` mods see what the network sees."""
     entropy = None if seed is None else replayed_entropy(seed)
-    return _with_functions(ClientApp(mods=[*outer, secagg_mod(policy, entropy=entropy)]), train)
+    mod = secagg_mod(policy, entropy=entropy, identity=identity, unix_time=unix_time)
+    return _with_functions(ClientApp(mods=[*outer, mod]), train)
 
 
 def plain_app(train: Callable[[Message, int], RecordDict] = pull) -> ClientApp:

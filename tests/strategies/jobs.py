@@ -7,11 +7,12 @@ import numpy as np
 
 from clients import DevicePolicy
 from clients.client_app import build_client_app, replayed_entropy
+from clients.simulated import simulated_identities, simulated_root
 from fedcore.data import Iid
 from fedcore.engine import run_in_process
 from fedcore.job import Job, NoClip, NoQuantize, Preflight, check
 from fedcore.models import Logistic
-from fedcore.pipeline import NoSecAgg
+from fedcore.pipeline import Bonawitz, NoSecAgg
 from fedcore.training import Evaluation, LocalTraining
 from strategies.server_app import Progress, build_server_app
 
@@ -26,6 +27,7 @@ JOB = Job(
 )
 PLAIN = {"clip": NoClip(), "quantize": NoQuantize(), "secagg": NoSecAgg()}
 CLEAR = {"secagg": NoSecAgg()}
+SIGNED = {"secagg": Bonawitz(authority=simulated_root(0).public.raw.hex())}
 OPEN = DevicePolicy(minimum_cohort=1, require_masks=False)
 
 
@@ -74,12 +76,12 @@ def model_bytes(arrays: Any) -> bytes:
 def run_job(
     *, seed: int = 0, workers: int = 0, nodes: int | None = None, **changes: Any
 ) -> Recorder:
-    """Run `JOB` with `changes`, every device with replayed entropy."""
+    """Run `JOB` with `changes`, every device enrolled and with replayed entropy."""
     job = replace(JOB, seed=seed, **changes)
     recorder = Recorder()
     run_in_process(
         build_server_app(recorder, check(job)),
-        build_client_app(OPEN, entropy=replayed_entropy(seed)),
+        build_client_app(OPEN, entropy=replayed_entropy(seed), identity=simulated_identities(seed)),
         num_nodes=nodes or job.clients,
         run_config={"job": job.to_json()},
         workers=workers,

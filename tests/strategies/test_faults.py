@@ -16,12 +16,13 @@ from fedcore.engine import (
     to_record,
 )
 from fedcore.pipeline import RECORD, VECTOR, NoSecAgg, Uniform
-from fedcore.pipeline.envelope import STAGES
 from strategies.server_app import describe_by
 from tests.fedcore.pipeline.rounds import private_plan
 from tests.strategies.federation import (
+    EVERY_STAGE,
     OPEN,
     ROOMY,
+    SIGNED,
     SilentGrid,
     assert_close,
     client_app,
@@ -39,7 +40,9 @@ VICTIMS = (2, 5, 7)
 REST = [client for client in range(10) if client not in VICTIMS]
 VECTOR_RECORD = f"{RECORD}.{VECTOR}"
 # Who disappears only after its upload is in the sum, is in the mean.
-IN_THE_MEAN = {"advertise": REST, "share": REST, "upload": REST, "reveal": range(10)}
+IN_THE_MEAN = dict.fromkeys(("advertise", "share", "upload"), REST) | dict.fromkeys(
+    ("endorse", "reveal"), range(10)
+)
 
 
 def assert_mean_over(played, survivors, *, attempts=1):
@@ -62,24 +65,32 @@ def assert_given_up(played, *, attempts=2):
 
 
 @pytest.mark.parametrize("fault", list(Fault))
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_round_is_exact_over_those_who_are_left(stage, fault):
-    played = play(plan=ROOMY, wrap=lambda grid: FaultyGrid(grid, losing(VICTIMS, stage, fault)))
+@pytest.mark.parametrize(("plan", "stage"), EVERY_STAGE)
+def test_the_round_is_exact_over_those_who_are_left(plan, stage, fault):
+    played = play(plan=plan, wrap=lambda grid: FaultyGrid(grid, losing(VICTIMS, stage, fault)))
     report = assert_mean_over(played, IN_THE_MEAN[stage])
     assert report.lost == {stage: 3}
     assert report.aborted == ()
 
 
-def test_losses_at_every_stage_add_up():
-    scripts = [losing([0], "advertise"), losing([1], "share"), losing([2], "upload")]
-    scripts.append(losing([3], "reveal"))
+@pytest.mark.parametrize(
+    ("plan", "stages"),
+    [
+        (ROOMY, ["advertise", "share", "upload", "reveal"]),
+        (SIGNED, ["advertise", "upload", "endorse", "reveal"]),
+        (SIGNED, ["share", "upload", "endorse", "reveal"]),
+    ],
+)
+def test_losses_at_different_stages_add_up(plan, stages):
+    scripts = [losing([victim], stage) for victim, stage in enumerate(stages)]
 
     def script(message):
         return next((fault for fault in (each(message) for each in scripts) if fault), None)
 
-    played = play(plan=ROOMY, wrap=lambda grid: FaultyGrid(grid, script))
-    report = assert_mean_over(played, range(3, 10))
-    assert report.lost == {"advertise": 1, "share": 1, "upload": 1, "reveal": 1}
+    played = play(plan=plan, wrap=lambda grid: FaultyGrid(grid, script))
+    gone = sum(len(IN_THE_MEAN[stage]) < 10 for stage in stages)
+    report = assert_mean_over(played, range(gone, 10))
+    assert report.lost == dict.fromkeys(stages, 1)
 
 
 def test_a_drop_script_makes_its_victims_disappear_in_every_round():
@@ -95,12 +106,12 @@ def test_a_drop_script_makes_its_victims_disappear_in_every_round():
     assert all(sum(report.lost.values()) == 2 for report in played.reports)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_too_many_losses_give_the_round_up_and_the_strategy_keeps_its_model(stage):
-    gone = losing(range(5), stage)
-    played = play(plan=ROOMY, wrap=lambda grid: FaultyGrid(grid, gone))
+@pytest.mark.parametrize(("plan", "stage"), EVERY_STAGE)
+def test_too_many_losses_give_the_round_up_and_the_strategy_keeps_its_model(plan, stage):
+    gone = losing(range(6), stage)
+    played = play(plan=plan, wrap=lambda grid: FaultyGrid(grid, gone))
     report = assert_given_up(played)
-    assert report.lost == {stage: 5}
+    assert report.lost == {stage: 6}
     assert all("nothing was released" in reason for reason in report.aborted)
     assert played.grid.ledger.releases == ()
 
@@ -117,8 +128,8 @@ def test_a_model_is_kept_over_a_round_that_was_given_up():
     assert_close(played.arrays, weighted_mean(range(10), start), atol=2e-5)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_second_attempt_succeeds_when_the_fault_is_gone(stage):
+@pytest.mark.parametrize(("plan", "stage"), EVERY_STAGE)
+def test_the_second_attempt_succeeds_when_the_fault_is_gone(plan, stage):
     left = {"uses": 5}
 
     def script(message):
@@ -127,7 +138,7 @@ def test_the_second_attempt_succeeds_when_the_fault_is_gone(stage):
         left["uses"] -= 1
         return Fault.DROPPED
 
-    played = play(plan=ROOMY, wrap=lambda grid: FaultyGrid(grid, script))
+    played = play(plan=plan, wrap=lambda grid: FaultyGrid(grid, script))
     report = assert_mean_over(played, range(10), attempts=2)
     assert len(report.aborted) == 1
     assert report.lost == {}
@@ -253,7 +264,7 @@ def of_another_record_type(content):
     return RecordDict({RECORD: MetricRecord({"message": 1}), VECTOR_RECORD: ConfigRecord()})
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("plan", "stage"), EVERY_STAGE)
 @pytest.mark.parametrize(
     "tamper",
     [
@@ -267,19 +278,19 @@ def of_another_record_type(content):
         of_another_record_type,
     ],
 )
-def test_garbage_counts_as_silence(stage, tamper):
+def test_garbage_counts_as_silence(plan, stage, tamper):
     app = client_app(tampering(VICTIMS, stage, tamper), seed=1)
-    report = assert_mean_over(play(app, ROOMY), IN_THE_MEAN[stage])
+    report = assert_mean_over(play(app, plan), IN_THE_MEAN[stage])
     assert report.lost == {stage: 3}
 
 
-@pytest.mark.parametrize("stage", ["advertise", "share", "reveal"])
+@pytest.mark.parametrize("stage", ["advertise", "share", "endorse", "reveal"])
 @pytest.mark.parametrize(
     "tamper", [garbled(message="text"), garbled(message=7), garbled(message=None)]
 )
 def test_a_message_of_another_type_counts_as_silence(stage, tamper):
     app = client_app(tampering(VICTIMS, stage, tamper), seed=1)
-    assert assert_mean_over(play(app, ROOMY), IN_THE_MEAN[stage]).lost == {stage: 3}
+    assert assert_mean_over(play(app, SIGNED), IN_THE_MEAN[stage]).lost == {stage: 3}
 
 
 def as_floats(content):
@@ -368,15 +379,28 @@ def test_a_reply_that_arrives_twice_counts_once(secagg):
     assert_mean_over(played, range(10))
 
 
-def test_shares_that_do_not_fit_end_the_attempt_and_not_the_run():
-    # After client 0 is gone its key is reconstructed, and seen not to be its own.
-    def wrong(content):
-        data = content[RECORD]["message"]
-        content[RECORD]["message"] = data[:-4] + bytes(4)
-        return content
+def with_another_last_share(content):
+    data = content[RECORD]["message"]
+    content[RECORD]["message"] = data[:-4] + bytes(4)
+    return content
 
-    app = client_app(tampering([1], "reveal", wrong), seed=1)
-    played = play(app, ROOMY, wrap=lambda grid: FaultyGrid(grid, losing([0], "upload")))
+
+BOTH = pytest.mark.parametrize("plan", [ROOMY, SIGNED], ids=["unsigned", "signed"])
+
+
+@BOTH
+@pytest.mark.parametrize("gone", [[], [0]], ids=["of a seed", "of a key"])
+def test_one_false_share_is_left_out(plan, gone):
+    app = client_app(tampering([1], "reveal", with_another_last_share), seed=1)
+    played = play(app, plan, wrap=lambda grid: FaultyGrid(grid, losing(gone, "upload")))
+    assert_mean_over(played, range(len(gone), 10))
+
+
+@BOTH
+def test_false_shares_end_the_attempt_and_not_the_run(plan):
+    # After client 0 is gone its key is reconstructed, and seen not to be its own.
+    app = client_app(tampering([1, 2], "reveal", with_another_last_share), seed=1)
+    played = play(app, plan, wrap=lambda grid: FaultyGrid(grid, losing([0], "upload")))
     report = assert_given_up(played)
     assert "aborted at unmasking" in report.aborted[0]
     assert played.grid.ledger.releases == ()
@@ -400,8 +424,9 @@ def test_clients_with_different_metrics_end_the_round_with_a_reason(secagg):
     assert "private-score" in report.aborted[0]
 
 
-def test_clients_with_different_metrics_are_noticed_before_the_sum_is_revealed():
-    played = play(client_app(train=measuring_differently(VICTIMS)), ROOMY)
+@BOTH
+def test_clients_with_different_metrics_are_noticed_before_the_sum_is_revealed(plan):
+    played = play(client_app(train=measuring_differently(VICTIMS)), plan)
     assert "reveal" not in set(map(stage_of, played.wire.sent))
     assert played.grid.ledger.releases == ()
 

@@ -13,12 +13,13 @@ from fedcore.errors import ConfigurationError
 from fedcore.job import FedAvgM, FedOpt, FedProx, Robust, check
 from fedcore.models import build
 from fedcore.pipeline import Modular, Uniform
+from fedcore.pipeline.envelope import STAGES
 from fedcore.privacy import DistributedGaussian, DistributedSkellam
 from fedcore.training import ExampleLevelPrivacy, get_arrays
 from strategies.cohort import choose_cohort
 from strategies.server_app import MOST_ABORTED_IN_A_ROW, build_server_app, describe_by
 from tests.strategies.federation import RecordingGrid, node_of
-from tests.strategies.jobs import CLEAR, JOB, OPEN, PLAIN, Recorder, model_bytes, run_job
+from tests.strategies.jobs import CLEAR, JOB, OPEN, PLAIN, SIGNED, Recorder, model_bytes, run_job
 
 NOISE = DistributedGaussian(noise_multiplier=0.3, delta=1e-5)
 PRIVATE = {"privacy": NOISE, "weighting": Uniform(), "clip": Clip(1.0)}
@@ -109,6 +110,16 @@ def test_a_drop_at_any_stage_leaves_the_same_mean_in_every_run(stage):
     assert one.model == again.model
     assert one.reports[0].lost == {stage: 1}
     assert one.reports[0].survivors == (6 if stage == "reveal" else 5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_signed_run_loses_whom_an_unsigned_one_loses_and_nobody_to_the_endorsements(stage):
+    drops = {"faults": DropScript(seed=1, per_round=1, stages=(stage,))}
+    signed, unsigned = (run_job(rounds=1, **drops, **change) for change in (SIGNED, {}))
+    assert signed.model == unsigned.model
+    assert signed.reports[0].lost == {stage: 1}
+    assert signed.reports[0].survivors == (6 if stage in {"endorse", "reveal"} else 5)
+    assert unsigned.reports[0].lost == ({} if stage == "endorse" else {stage: 1})
 
 
 @pytest.mark.parametrize(

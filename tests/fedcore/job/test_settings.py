@@ -16,17 +16,28 @@ from fedcore.job import (
     FedOpt,
     FedProx,
     Job,
+    LocalHelper,
     NoClip,
     NoFaults,
     NoQuantize,
+    RemoteHelper,
     Robust,
     explain,
 )
 from fedcore.models import Cnn, Cnn1d, LeNet, Logistic, Mlp, TwoNN
-from fedcore.pipeline import Bonawitz, ByExamples, Modular, NoSecAgg, RunPlan, Uniform
+from fedcore.pipeline import (
+    Bonawitz,
+    ByExamples,
+    Modular,
+    NoSecAgg,
+    RunPlan,
+    SeedHelper,
+    Uniform,
+)
 from fedcore.privacy import DistributedGaussian, DistributedSkellam, NoPrivacy
 from fedcore.training import ExampleLevelPrivacy, LocalTraining
 
+KEY = "0123456789abcdef" * 4
 NOISE = {"noise_multiplier": 1.0, "delta": 1e-5}
 PLAIN = {"clip": NoClip(), "quantize": NoQuantize(), "secagg": NoSecAgg()}
 UNIFORM = {"weighting": Uniform()}
@@ -52,9 +63,16 @@ KINDS = {
     "rotate": [Hadamard()],
     "quantize": [Modular(16), Quantize(9)],
     "privacy": [NoPrivacy()],
-    "secagg": [Bonawitz(corrupt=0.2), NoSecAgg()],
+    "secagg": [
+        Bonawitz(corrupt=0.2),
+        Bonawitz(authority=KEY),
+        SeedHelper(),
+        SeedHelper(KEY, KEY),
+        NoSecAgg(),
+    ],
     "weighting": [ByExamples(7), Uniform()],
-    "faults": [DropScript(stages=("share", "upload")), NoFaults()],
+    "faults": [DropScript(stages=("share", "upload", "endorse")), NoFaults()],
+    "helper": [LocalHelper(), RemoteHelper("host:1", KEY, "ca.pem", "own.pem", "own.key")],
 }
 COMBINED = [
     UNIFORM | {"privacy": DistributedGaussian(**NOISE, epsilon_budget=3.0)},
@@ -187,6 +205,14 @@ BAD_VALUES = [
     ("privacy", {"kind": "local"}, "privacy: expected kind to be one of"),
     ("secagg", {"kind": "bonawitz", "corrupt": 0.5}, "secagg.corrupt must be"),
     ("secagg", {"kind": "bonawitz", "security_bits": 5}, "secagg.security_bits must be"),
+    ("secagg", {"kind": "bonawitz", "authority": "00"}, "secagg.authority must be 64"),
+    ("secagg", {"kind": "bonawitz", "authority": KEY.upper()}, "secagg.authority must be 64"),
+    ("secagg", {"kind": "seed_helper", "public_key": KEY[1:]}, "secagg.public_key must be 64"),
+    ("secagg", {"kind": "seed_helper", "authority": KEY + "0"}, "secagg.authority must be 64"),
+    ("secagg", {"kind": "seed_helper", "corrupt": 0.1}, "secagg.corrupt: unknown key"),
+    ("helper", {"kind": "remote"}, "helper.address"),
+    ("helper", {"kind": "local", "address": "x"}, "helper.address: unknown key"),
+    ("helper", {"kind": "enclave"}, "helper: expected kind to be one of"),
     ("secagg", {"kind": "secaggplus"}, "secagg: expected kind to be one of"),
     ("weighting", {"kind": "examples", "max_examples": 0}, "weighting.max_examples must be"),
     ("weighting", {"kind": "loss"}, "weighting: expected kind to be one of"),
@@ -250,6 +276,7 @@ def test_any_json_is_a_job_or_one_line(document):
     [
         ({"clip": Clip(1.0)}, "clip"),
         ({"secagg": Bonawitz()}, "secagg"),
+        ({"secagg": SeedHelper()}, "secagg"),
         ({"sparsify": RandomK(0.1)}, "sparsify"),
         ({"privacy": DistributedGaussian(**NOISE)}, "privacy"),
         ({"error_feedback": True}, "error_feedback"),
