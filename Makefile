@@ -16,7 +16,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint types contracts bench lock clean
+.PHONY: help run test test-slow lint types contracts mutate bench lock clean
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ types: $(VENV)/.dev ## Types: mypy, strict.
 
 contracts: $(VENV)/.dev ## Layers: which package may import which.
 	@$(BIN)/lint-imports --no-logo
+
+mutate: $(VENV)/.dev ## Break fedcore/secagg in many ways; every break should fail a test.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation fedcore/secagg $(ARGS)
 
 bench: $(VENV)/.run ## Measure speed, bytes and memory.
 	@$(BIN)/python -m experiments.benchmark $(ARGS)

@@ -17,16 +17,26 @@ from fedcore.errors import ConfigurationError
 def main(cfg: DictConfig) -> None:
     """Run one suite, print its table, keep its rows."""
     with one_line_errors():
-        rows = _suite(str(cfg.suite))(int(cfg.nodes), int(cfg.rounds))
+        rows = _suite(str(cfg.suite), str(cfg.size))(int(cfg.nodes), int(cfg.rounds))
         folder = Path(str(cfg.output))
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "results.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        print(f"{table(rows)}\n\n{path}")
+        print(f"\n{table(rows)}\n\n{path}")
+        if cfg.suite == "secagg":
+            from experiments.bench_secagg import draw_secagg  # noqa: PLC0415 - imports flwr
+
+            picture = folder / "seconds.png"
+            picture.write_bytes(draw_secagg(rows))
+            print(picture)
 
 
-def _suite(name: str) -> Callable[[int, int], Sequence[Mapping[str, object]]]:
+def _suite(name: str, size: str = "quick") -> Callable[[int, int], Sequence[Mapping[str, object]]]:
     """Return the function of a suite; importing it may take seconds.
+
+    Args:
+        name: Of the suite.
+        size: How much of it; only `secagg` has more than one.
 
     Raises:
         ConfigurationError: There is no such suite.
@@ -43,7 +53,7 @@ def _suite(name: str) -> Callable[[int, int], Sequence[Mapping[str, object]]]:
         case "secagg":
             from experiments.bench_secagg import measure_secagg  # noqa: PLC0415 - imports flwr
 
-            return measure_secagg
+            return lambda _nodes, rounds: measure_secagg(rounds, size)
     msg = f"suite must be engine, workers or secagg, got {name!r}"
     raise ConfigurationError(msg)
 

@@ -171,6 +171,36 @@ def bytes_of_one_round(payload: float, total: float, reference: float) -> bytes:
     return _figure(draw)
 
 
+def seconds_over_dim(limit: Points, ours: Points, flower: Points, neighbours: int) -> bytes:
+    """Draw the seconds of masking one vector against its length, both on a log scale.
+
+    Args:
+        limit: (length, seconds) of generating and adding the key streams in the cache.
+        ours: Of `fedcore`.
+        flower: Of the mask generator of Flower's SecAgg+.
+        neighbours: How many masks are added.
+    """
+    if not (limit and ours and flower):
+        return _message("No masks were measured", "Run the suite of secure aggregation.")
+
+    def draw(axes: Axes) -> None:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        _line(axes, flower, VERMILLION, "D", "Flower's SecAgg+")
+        _line(axes, ours, BLUE, "o", "fedcore")
+        _line(axes, limit, GREY, "s", "limit: key stream and addition alone", dashed=True)
+        (dim, seconds), (_, theirs) = ours[-1], flower[-1]
+        axes.annotate(
+            compared(theirs / seconds, "faster", "slower"), (dim, seconds**0.7 * theirs**0.3),
+            xytext=(-6, 0), textcoords="offset points", ha="right", fontsize=10.5, color=INK,
+        )  # fmt: skip
+        axes.set_xlabel("elements of the vector, 16 bits each")
+        axes.set_ylabel(f"seconds for {neighbours} masks, one core")
+        axes.legend(loc="upper left", frameon=False, fontsize=10, labelcolor=INK)
+
+    return _figure(draw)
+
+
 def human_bytes(count: float) -> str:
     """Return a size with three digits and a decimal unit.
 

@@ -1,11 +1,16 @@
 """The commands beside training."""
 
+import io
 import json
+import sys
 
 import pytest
 
 from experiments import bench_secagg
+from experiments.apart import Memory, apart
+from experiments.bench_coordinator import Cohort
 from experiments.benchmark import _suite, table
+from fedcore.secagg import Threat, make_plan, run_round
 from tests.experiments.commands import run
 
 
@@ -33,14 +38,94 @@ def test_more_noise_costs_less(tmp_path, monkeypatch, capsys):
     assert costs == sorted(costs, reverse=True)
 
 
-def test_the_benchmark_keeps_its_rows(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench_secagg, "DIMS", (1000, 2000))
-    arguments = ["suite=secagg", "nodes=10", "rounds=1", f"output={tmp_path}"]
+TINY = bench_secagg.Size(
+    mask_dims=(1000, 2000),
+    dims=(1000,),
+    clients=(10,),
+    lost=(0.0, 0.1),
+    largest_dim=3000,
+    flower_work=1e5,
+    flower_rounds=((5, 1000, 0.2),),
+)
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    """Measure in this process: starting others takes seconds."""
+
+    def apart(function, *args):
+        return function(*args)
+
+    monkeypatch.setattr(bench_secagg, "apart", apart)
+    monkeypatch.setattr(bench_secagg, "SIZES", {"quick": TINY})
+
+
+@pytest.mark.usefixtures("beside")
+def test_the_benchmark_keeps_its_rows_and_draws_them(tmp_path, monkeypatch, capsys):
+    arguments = ["suite=secagg", "rounds=1", f"output={tmp_path}"]
     assert run("benchmark", *arguments, monkeypatch=monkeypatch) == 0
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert {row["who"] for row in rows} == {"limit", "fedcore", "flower"}
-    assert all(row["milliseconds"] > 0 for row in rows)
+    assert [(row["what"], row["who"], row["dim"], row["lost"]) for row in rows] == [
+        *(("mask", who, dim, 0) for dim in (1000, 2000) for who in ("limit", "fedcore", "flower")),
+        *(("client", who, 1000, 0) for who in ("limit", "fedcore", "flower")),
+        *(("client", who, 3000, 0) for who in ("limit", "fedcore")),
+        *(
+            ("coordinator", who, 1000, lost)
+            for lost in (0, 0.1)
+            for who in ("limit, one core", "fedcore")
+        ),
+        ("round", "fedcore", 1000, 0.2),
+        ("round", "flower", 1000, 0.2),
+        ("coordinator", "flower", 1000, 0.2),
+    ]
+    assert all(row["seconds"] > 0 for row in rows)
+    (client,) = (r for r in rows if (r["what"], r["who"], r["dim"]) == ("client", "fedcore", 1000))
+    assert 2000 < 1e6 * client["megabytes"] < 20_000
     assert str(tmp_path / "results.jsonl") in capsys.readouterr().out
+    assert (tmp_path / "seconds.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unknown_size_is_refused(tmp_path, monkeypatch, capsys):
+    arguments = ["suite=secagg", "size=huge", f"output={tmp_path}"]
+    assert run("benchmark", *arguments, monkeypatch=monkeypatch) == 2
+    assert "size must be one of quick, full, got 'huge'" in capsys.readouterr().err
+
+
+def test_the_simulated_cohort_is_what_the_coordinator_of_a_whole_round_sees():
+    cohort = Cohort(make_plan(12, 50, 12, threat=Threat(dropout=0.25)), lost=0.2)
+    assert cohort.absent == {0, 6}
+    uploads = list(cohort.uploads())
+    assert len(uploads) == len(cohort.survivors) == 10
+    assert cohort.masks_to_remove() == 10 + 2 * 10
+    # Whole rounds send as much: the masks that are left out cost nothing on the wire.
+    x = cohort.plan.ring.zeros(50)
+    real = run_round(dict.fromkeys(range(12), x), cohort.plan, {0: "upload", 6: "upload"})
+    keys_and_boxes = 4 + 64 + 4 + 32 + 4 + 11 * (4 + 36 + 36 + 16)
+    reveals = list(cohort.reveals())
+    assert len(uploads[0]) + len(reveals[0]) + keys_and_boxes == real.sent_bytes[1]
+
+
+def test_a_function_runs_apart_and_its_memory_is_counted():
+    assert apart(grow, 50_000_000) > 45_000_000
+    assert apart(grow, 0) < 25_000_000
+
+
+def test_a_function_that_fails_apart_is_named():
+    with pytest.raises(RuntimeError, match="fail ended with exit status 1"):
+        apart(fail)
+
+
+def grow(size):
+    """Return by how much this process grew when it touched `size` bytes."""
+    before = Memory.now()
+    assert len(b"1" * size) == size
+    return before.growth()
+
+
+def fail():
+    """Fail without a traceback on the console."""
+    sys.stderr = io.StringIO()
+    raise ValueError
 
 
 def test_an_unknown_suite_is_refused(tmp_path, monkeypatch, capsys):
