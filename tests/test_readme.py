@@ -25,15 +25,16 @@ SHELL = [
 
 
 def test_the_readme_shows_both_halves_and_a_plan():
-    assert len(PYTHON) == 3
+    assert len(PYTHON) == 4
     assert "make run" in SHELL
     assert "make test" in SHELL
 
 
 def test_the_python_blocks_make_one_working_federation():
-    server_block, client_block, plan_block = PYTHON
+    server_block, client_block, plan_block, policy_block = PYTHON
     client_names: dict[str, object] = {}
     exec(compile(client_block, "README.md", "exec"), client_names)
+    exec(compile(policy_block, "README.md", "exec"), client_names)
     client_app = client_names["app"]
     assert isinstance(client_app, ClientApp)
 
