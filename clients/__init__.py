@@ -1,5 +1,6 @@
 """The device side of a federation as Flower ClientApps and mods."""
 
-from clients.secagg_mod import DevicePolicy, secagg_mod
+from clients.policy import DevicePolicy
+from clients.secagg_mod import secagg_mod
 
 __all__ = ["DevicePolicy", "secagg_mod"]

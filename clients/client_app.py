@@ -15,7 +15,8 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from clients.identity import IdentitySource
-from clients.secagg_mod import DevicePolicy, EntropySource, secagg_mod
+from clients.policy import DevicePolicy
+from clients.secagg_mod import EntropySource, secagg_mod
 from fedcore.crypto import Entropy, ReplayedEntropy, SystemEntropy, generator
 from fedcore.data import (
     DataConfig,

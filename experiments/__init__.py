@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Commands: what people run, and the only place where Hydra lives."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from clients.client_app import build_client_app, replayed_entropy
-from clients.secagg_mod import DevicePolicy
+from clients.policy import DevicePolicy
 from clients.simulated import simulated_identities
 from experiments.recorder import Recorder, ReleaseSummary
 from experiments.report import write_report

@@ -226,7 +226,7 @@ def test_nothing_in_the_repository_names_a_machine_or_a_private_host():
 
 def test_the_trace_pattern_knows_what_it_looks_for():
     traces = [
-        "/ho" + "me/ada/model", "see /wo" + "rk/data", "pip --extra-index-u" + "rl x",
+        "/ho" + "me/ada/model", "see /ho" + "me/data", "pip --extra-index-u" + "rl x",
         "https://registry.inter" + "nal/simple", "http://10.1" + ".2.3:80",
         "192." + "168.0.1",
     ]  # fmt: skip
