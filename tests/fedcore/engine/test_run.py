@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -123,16 +124,17 @@ def test_ray_needs_nodes():
         run_on_ray(server, client, 0)
 
 
-def ray_processes():
+def ray_processes(mark):
+    """Return the processes named like Ray's whose environment holds `mark`."""
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes()
-            parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
-        except OSError:
+            environment = (folder / "environ").read_bytes()
+        except OSError:  # ended meanwhile
             continue
-        if b"raylet" in command or b"gcs_server" in command or b"ray::" in command:
-            found.add((folder.name, parent))
+        if any(name in command for name in (b"raylet", b"gcs_server", b"ray::")):
+            found |= {(folder.name, command)} if mark.encode() in environment else set()
     return found
 
 
@@ -159,8 +161,12 @@ def lossy_server():
 
 
 @pytest.mark.slow
-def test_ray_gives_the_model_of_the_in_process_engine_and_leaves_nothing_behind(caplog):
-    before, environment = ray_processes(), dict(os.environ)
+def test_ray_gives_the_model_of_the_in_process_engine_and_leaves_nothing_behind(
+    caplog, monkeypatch
+):
+    mark = f"started-by-{uuid4().hex}"  # another run on this machine may have a Ray of its own
+    monkeypatch.setenv("FEDCORE_TEST_MARK", mark)
+    environment = dict(os.environ)
     with caplog.at_level(logging.WARNING, logger="flwr"):
         on_ray = run_on_ray(lossy_server(), client, 4, CONFIG)
     here = run_in_process(lossy_server(), client, num_nodes=4, run_config=CONFIG, workers=2)
@@ -169,5 +175,5 @@ def test_ray_gives_the_model_of_the_in_process_engine_and_leaves_nothing_behind(
     assert on_ray.state["faults"] == here.state["faults"] == ConfigRecord({"codes": [0, 5, 0, 5]})
     assert on_ray.run_config == here.run_config == CONFIG
     assert "deprecated" not in caplog.text
-    assert ray_processes() <= before
+    assert not ray_processes(mark)
     assert dict(os.environ) == environment
