@@ -251,19 +251,27 @@ def judge(
         while (mutant := mutants.get()) is not None:
             (folder / mutant.path).write_bytes(mutant.applied())
             quick = [option for test in slow for option in ("--deselect", test)]
-            status = run_tests(folder, [*tests_of(mutant.path), *quick], seconds)
-            if status == 0 and slow:
-                status = run_tests(folder, list(slow), seconds)
+            own, others = tests_of(mutant.path)
+            for tests in ([*own, *quick] if own else [], [*others, *quick], slow):
+                status = run_tests(folder, tests, seconds) if tests else 0
+                if status != 0:
+                    break
             (folder / mutant.path).write_bytes(mutant.source)
             verdicts.put((mutant, status != 0))
 
 
-def tests_of(path: Path) -> list[str]:
-    """Return the test files of a package, those of the module `path` first."""
+def tests_of(path: Path) -> tuple[list[str], list[str]]:
+    """Return the test files of a package: those of the module `path`, and the others."""
     folder = ROOT / "tests" / path.parent
     while not folder.is_dir():
         folder = folder.parent
-    files = sorted(folder.glob("test_*.py"), key=lambda file: (path.stem not in file.stem, file))
+    files = sorted(folder.glob("test_*.py"))
+    own = [file for file in files if path.stem in file.stem]
+    others = [file for file in files if file not in own]
+    return _names(own), _names(others)
+
+
+def _names(files: Sequence[Path]) -> list[str]:
     return [str(file.relative_to(ROOT)) for file in files]
 
 
@@ -273,7 +281,7 @@ def slow_tests(house: Path, paths: Sequence[Path], limit: float) -> tuple[list[s
     Raises:
         SystemExit: They do not pass.
     """
-    tests = list(dict.fromkeys(test for path in paths for test in tests_of(path)))
+    tests = sorted({test for path in paths for group in tests_of(path) for test in group})
     with copy_of(house) as folder:
         if run_tests(folder, tests, 900) != 0:
             sys.exit("the tests must pass without a fault:\n" + (folder / "output.txt").read_text())

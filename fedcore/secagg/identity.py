@@ -26,7 +26,6 @@ from fedcore.secagg.fields import Reader
 
 SIGNATURE_BYTES: Final = 64
 IDENTITY_BYTES: Final = 32
-MOST_NAME_BYTES: Final = 64
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TIME_BYTES: Final = 8
 

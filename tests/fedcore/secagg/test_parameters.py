@@ -1,4 +1,5 @@
 import re
+from fractions import Fraction
 from itertools import pairwise, product
 from math import comb
 
@@ -6,7 +7,13 @@ import pytest
 
 from fedcore.errors import ConfigurationError
 from fedcore.secagg import Degree, Plan, Threat, choose_degree, make_plan, sparse_degree
-from fedcore.secagg.parameters import COMPLETE_UP_TO, _connected, _hypergeometric
+from fedcore.secagg.parameters import (
+    COMPLETE_UP_TO,
+    _connected,
+    _fewest_responding,
+    _hypergeometric,
+    _most_colluding,
+)
 from tests.fedcore.secagg.rehearsal import refusal
 
 # clients, corrupt, dropout, then (neighbours, threshold) against a server that follows the
@@ -98,6 +105,35 @@ def test_a_graph_counts_as_connected_exactly_if_the_union_bound_says_so(
         exact = cuts * rest << bits + 1 <= comb(clients, bad)
         threat = Threat(corrupt, dropout, security_bits=bits)
         assert _connected(clients, neighbours, threat) == exact
+
+
+def chance_of_at_most(population, marked, drawn, count):
+    """Exactly."""
+    ways = sum(comb(marked, i) * comb(population - marked, drawn - i) for i in range(count + 1))
+    return Fraction(ways, comb(population, drawn))
+
+
+@pytest.mark.parametrize("clients", [10, 21, 60])
+@pytest.mark.parametrize("bits", [1, 3, 10, 30])
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.2, 0.45])
+def test_the_worst_neighbourhood_is_the_exact_one(clients, bits, fraction):
+    threat = Threat(fraction, fraction, security_bits=bits, correctness_bits=bits)
+    bad, others = int(fraction * clients), clients - 1
+    for neighbours in range(2, clients, 2):
+        colluding = next(  # more have a chance of at most 2^-(bits + 1) for any client
+            count
+            for count in range(neighbours + 1)
+            if 1 - chance_of_at_most(others, bad, neighbours, count)
+            <= Fraction(1, clients << bits + 1)
+        )
+        assert _most_colluding(clients, neighbours, threat) == colluding
+        responding = next(  # fewer have a chance of at most 2^-bits for any client
+            count
+            for count in range(neighbours, -1, -1)
+            if chance_of_at_most(others, others - bad, neighbours, count - 1)
+            <= Fraction(1, clients << bits)
+        )
+        assert _fewest_responding(clients, neighbours, threat) == responding
 
 
 def test_without_colluding_clients_one_share_is_a_secret_kept():

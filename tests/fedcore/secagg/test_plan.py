@@ -52,6 +52,11 @@ def test_a_bad_value_is_refused_with_the_rule_and_the_value(field, value):
         replace(PLAN, **{field: value})
 
 
+def test_a_sum_of_one_client_is_no_plan():
+    with refusal(ConfigurationError, "clients must be in 2"):
+        Plan(1, 0, 0, 2, 16, 100)
+
+
 @pytest.mark.parametrize("clients", range(3, 12))
 def test_a_threshold_that_two_disjoint_halves_could_reach_is_refused(clients):
     for threshold in range(-1, clients + 2):

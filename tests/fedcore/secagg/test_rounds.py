@@ -147,6 +147,21 @@ def test_a_signed_round_takes_more_bytes_and_gives_the_same_sum():
         assert round_.received_bytes[client] - plain.received_bytes[client] == received
 
 
+@pytest.mark.parametrize("stage", range(5))
+def test_a_client_that_drops_out_has_sent_everything_before_and_nothing_after(stage):
+    plan = signed_plan(5, dim=8)
+    identities = {client: identity_of(client) for client in range(5)}
+    sent = run_round(
+        inputs_of(plan), plan, {3: STAGES[stage]}, identities=identities, now=NOW
+    ).sent_bytes
+    keys = 4 + 64 + 1 + len("device-3") + 32 + 8 + 64 + 64
+    boxes, upload, endorsement = 4 + 32 + 4 + 4 * (4 + 88), 4 + 16, 4 + 64
+    assert sent[3] == sum((keys, boxes, upload, endorsement)[:stage])
+    shares = 12 + (3 if stage < 2 else 4) * (4 + 36)
+    if stage > 1:
+        assert sent[0] == keys + boxes + upload + endorsement + shares
+
+
 @pytest.mark.parametrize("missing", [{}, {0: None}], ids=["all", "one"])
 def test_a_signed_round_without_an_identity_does_not_start(missing):
     plan = signed_plan(5)

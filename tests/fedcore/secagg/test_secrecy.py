@@ -124,6 +124,7 @@ def test_no_printed_state_or_message_shows_an_input_or_an_upload():
         word for _, message in rehearsal.log for word in getattr(message, "vector", np.array([]))
     ]
     assert len(numbers) == 5 + 6 + 5 * 6
+    assert not [text for text in printed if "array" in text]
     assert not [text for text in printed if any(str(number) in text for number in numbers)]
 
 
