@@ -50,6 +50,7 @@ def build_client_app(
     *,
     entropy: EntropySource | None = None,
     identity: IdentitySource | None = None,
+    keep_answer: bool = True,
 ) -> ClientApp:
     """Return the ClientApp.
 
@@ -58,9 +59,12 @@ def build_client_app(
         entropy: For simulations that must be repeatable; never set it on a device.
         identity: Gives the identity of an enrolled device; by default from the files
             that the node's configuration names.
+        keep_answer: Whether the last reply is kept for a coordinator that asks again,
+            see `clients.secagg_mod`.
     """
     source = entropy or system_entropy
-    app = ClientApp(mods=[secagg_mod(policy, entropy=source, identity=identity)])
+    mod = secagg_mod(policy, entropy=source, identity=identity, keep_answer=keep_answer)
+    app = ClientApp(mods=[mod])
 
     @app.train()
     def train_message(message: Message, context: Context) -> Message:

@@ -1,15 +1,22 @@
 """What a device remembers between two messages of a run.
 
 Kept in Flower's Context, which stays on the node: the protocol state, the last round
-that was begun, and with error feedback what the last upload left out. A state is
-removed when it is taken; it comes back only as its successor.
+that was begun, the last answer, and with error feedback what the last upload left out.
+A state is removed when it is taken; it comes back only as its successor.
+
+The last answer is there for a coordinator that did not get it. It is what was sent, byte
+for byte, so that nobody learns from it what the coordinator did not learn from the first.
+It costs a digest and the reply: after an upload the packed vector, ceil(dim * bits / 8)
+bytes, until the next stage begins, or the next round where the upload is the only stage.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 
+from fedcore.crypto import transcript_hash
+from fedcore.engine.nodes import isolated
 from fedcore.errors import LocalProtocolError, PeerProtocolError
 from fedcore.pipeline import RoundPlan, typed
 from fedcore.vectors import RealVector
@@ -17,6 +24,9 @@ from fedcore.vectors import RealVector
 _STATE = "fedcore.protocol"
 _ROUND = "fedcore.round"
 _RESIDUAL = "fedcore.residual"
+_ANSWER = "fedcore.answer"
+_REPLY = f"{_ANSWER}/"
+"""What the names of the records of the last reply start with."""
 
 
 class ProtocolMemory:
@@ -42,6 +52,7 @@ class ProtocolMemory:
                 )
                 raise PeerProtocolError(msg)
         self._records.pop(_STATE, None)
+        self._forget_answer()
         self._records[_ROUND] = ConfigRecord(
             {"run": plan.run_id, "round": attempt[0], "attempt": attempt[1]}
         )
@@ -51,7 +62,7 @@ class ProtocolMemory:
         self._records[_STATE] = ConfigRecord({"plan": plan.to_bytes(), "state": state})
 
     def take(self) -> tuple[RoundPlan, bytes]:
-        """Return the protocol state and forget it.
+        """Return the protocol state; forget it, and the answer to the stage before.
 
         Raises:
             PeerProtocolError: There is none: the device has not joined, or it left.
@@ -61,7 +72,47 @@ class ProtocolMemory:
             raise PeerProtocolError(msg)
         stored = self._records.config_records[_STATE]
         del self._records[_STATE]
+        self._forget_answer()
         return RoundPlan.from_bytes(typed(stored, "plan", bytes)), typed(stored, "state", bytes)
+
+    def keep_answer(self, request: bytes, reply: RecordDict) -> None:
+        """Keep what was answered to a request of the round that was begun last.
+
+        Args:
+            request: Digest of the whole request, see `clients.requests`.
+            reply: What is sent; the bytes of its arrays are shared, not copied.
+        """
+        self._forget_answer()
+        self._records[_ANSWER] = ConfigRecord({"request": self._in_this_attempt(request)})
+        for name, record in isolated(reply).items():
+            self._records[f"{_REPLY}{name}"] = record
+
+    def answer_to(self, request: bytes) -> RecordDict | None:
+        """Return the last answer, if it was to this very request in this very attempt."""
+        last = self._records.config_records.get(_ANSWER)
+        if last is None or typed(last, "request", bytes) != self._in_this_attempt(request):
+            return None
+        reply = {
+            name.removeprefix(_REPLY): record
+            for name, record in self._records.items()
+            if name.startswith(_REPLY)
+        }
+        return isolated(RecordDict(reply))
+
+    def _in_this_attempt(self, request: bytes) -> bytes:
+        """Bind a request to run, round and attempt, which most requests do not name."""
+        begun = self._records.config_records[_ROUND]
+        return transcript_hash(
+            "fedcore/v1/answered",
+            typed(begun, "run", str).encode("utf-8", "surrogatepass"),
+            typed(begun, "round", int).to_bytes(8, "little"),
+            typed(begun, "attempt", int).to_bytes(8, "little"),
+            request,
+        )
+
+    def _forget_answer(self) -> None:
+        for name in [name for name in self._records if name.startswith(_ANSWER)]:
+            del self._records[name]
 
     def residual(self, plan: RoundPlan) -> RealVector | None:
         """Return what earlier rounds left out, shape [dim]; None for nothing.

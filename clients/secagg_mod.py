@@ -3,7 +3,9 @@
 This adapter owns everything that `fedcore.secagg` refuses to own: Flower's Message,
 the Context that survives between messages, and the rule that a state is gone before
 its reply leaves. A device answers one attempt of one round at a time, never goes back
-to an older one, and refuses a plan that is weaker than its own policy.
+to an older one, and refuses a plan that is weaker than its own policy. It answers a
+request once; if the same request comes again, its reply got lost, and the same bytes go
+out again.
 
     app = ClientApp(mods=[secagg_mod()])
 
@@ -26,6 +28,7 @@ from clients.identity import IdentitySource, identity_of
 from clients.journal import Answer, JournalSource, journal_of
 from clients.memory import ProtocolMemory
 from clients.policy import DevicePolicy
+from clients.requests import request_digest
 from fedcore.crypto import Entropy, SystemEntropy
 from fedcore.engine import to_arrays
 from fedcore.errors import ConfigurationError, PeerProtocolError
@@ -72,6 +75,7 @@ def secagg_mod(
     journal: JournalSource | None = None,
     entropy: EntropySource | None = None,
     unix_time: Callable[[], float] = time.time,
+    keep_answer: bool = True,
 ) -> Mod:
     """Return the mod that makes a ClientApp's training replies part of a secure sum.
 
@@ -84,10 +88,17 @@ def secagg_mod(
             restarted, or restored from a copy, in the middle of a round can be asked twice.
         entropy: For simulations that must be repeatable; never set it on a device.
         unix_time: For the expiry of certificates.
+        keep_answer: Whether the last reply is kept in the Context, so that a coordinator
+            that did not get it may ask again. It takes the memory of one packed update a
+            node: a simulation of many nodes that loses no replies does without.
     """
     source = entropy or _system_entropy
     device = Device(
-        policy or DevicePolicy(), identity or identity_of, journal or journal_of, unix_time
+        policy or DevicePolicy(),
+        identity or identity_of,
+        journal or journal_of,
+        unix_time,
+        keep_answer,
     )
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -107,6 +118,7 @@ class Device:
     identity: IdentitySource
     journal: JournalSource
     unix_time: Callable[[], float]
+    keep_answer: bool
 
 
 def _system_entropy(context: Context) -> Entropy:
@@ -125,32 +137,50 @@ class _Session:
     entropy: Entropy
 
     def answer(self) -> Message:
-        """Advance this node's protocol by one message.
+        """Advance this node's protocol by one message, or repeat what it said last.
 
         Raises:
             PeerProtocolError: The coordinator broke the protocol or the policy.
         """
         envelope = Envelope.from_fields(self.message.content.config_records[RECORD])
         memory = ProtocolMemory(self.context)
-        if envelope.plan:
-            plan = RoundPlan.from_bytes(envelope.plan)
+        plan = RoundPlan.from_bytes(envelope.plan) if envelope.plan else None
+        if plan is not None:
             self.device.policy.check(plan)
-            bound = _bind(plan)
-            memory.begin(plan)
-            first: Stage = "upload" if bound.secagg is None else "advertise"
-            self._claim(plan, first, envelope)
-            if bound.secagg is not None:
-                return self._join(bound, bound.secagg, envelope, memory)
-            upload = self._upload(bound, memory, envelope.weight_key)
-            if bound.helper is not None:
-                return self._seal(bound, bound.helper, envelope, upload)
-            return self._reply_with_vector(pack(upload.vector, bound.ring), upload)
-        plan, state = memory.take()
-        bound = _bind(plan)
+        if not self.device.keep_answer:
+            return self._proceed(plan, envelope, memory)
+        request = request_digest(self.message)  # now: training may change the message
+        said = memory.answer_to(request)
+        if said is not None:
+            return Message(said, reply_to=self.message)
+        reply = self._proceed(plan, envelope, memory)
+        memory.keep_answer(request, reply.content)
+        return reply
+
+    def _proceed(
+        self, plan: RoundPlan | None, envelope: Envelope, memory: ProtocolMemory
+    ) -> Message:
+        """Begin the round of `plan`; without one, take the next step of the last."""
+        if plan is not None:
+            return self._begin(plan, envelope, memory)
+        begun, state = memory.take()
+        bound = _bind(begun)
         if bound.secagg is None:
             msg = "a protocol message arrived in a round without masks"
             raise PeerProtocolError(msg)
         return self._step(bound, bound.secagg, envelope, memory, state)
+
+    def _begin(self, plan: RoundPlan, envelope: Envelope, memory: ProtocolMemory) -> Message:
+        bound = _bind(plan)
+        memory.begin(plan)
+        first: Stage = "upload" if bound.secagg is None else "advertise"
+        self._claim(plan, first, envelope)
+        if bound.secagg is not None:
+            return self._join(bound, bound.secagg, envelope, memory)
+        upload = self._upload(bound, memory, envelope.weight_key)
+        if bound.helper is not None:
+            return self._seal(bound, bound.helper, envelope, upload)
+        return self._reply_with_vector(pack(upload.vector, bound.ring), upload)
 
     def _join(
         self, bound: BoundRound, plan: Plan, envelope: Envelope, memory: ProtocolMemory

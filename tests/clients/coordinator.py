@@ -87,11 +87,16 @@ def training_app(
     journal: JournalSource | None = None,
     unix_time: Callable[[], float] = lambda: 0.0,
     train: Callable[[Message, Context], RecordDict] = train,
+    keep_answer: bool = True,
 ) -> ClientApp:
     """A ClientApp with the mod around a train function."""
-    entropy = None if seed is None else replayed_entropy(seed)
     mod = secagg_mod(
-        policy, entropy=entropy, identity=identity, journal=journal, unix_time=unix_time
+        policy,
+        entropy=None if seed is None else replayed_entropy(seed),
+        identity=identity,
+        journal=journal,
+        unix_time=unix_time,
+        keep_answer=keep_answer,
     )
     app = ClientApp(mods=[mod])
 

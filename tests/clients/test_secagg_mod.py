@@ -264,9 +264,13 @@ def test_no_round_or_attempt_is_answered_twice_or_after_a_later_one(first, secon
         return Coordinator(app, run, changes, contexts)
 
     one, two = invite_to(*first), invite_to(*second)
-    one.ask(0, one.message(stage))
+    answer = payload(one.ask(0, one.message(stage)))
     if allowed:
         two.ask(0, two.message(stage))
+    elif first == second:
+        assert payload(two.ask(0, two.message(stage))) == answer
+        other = two.message(stage, label="another")
+        refused(two, other, "must be later than what this device answered last")
     else:
         refused(two, two.message(stage), "must be later than what this device answered last")
 
@@ -294,6 +298,9 @@ def test_only_the_next_message_is_answered(run, reached, asked):
     coordinator = Coordinator(training_app(), run).advance(asked)
     early_or_late = coordinator.message(asked)
     other = Coordinator(training_app(), run).advance(reached)
+    if stages_of(run).index(reached) == stages_of(run).index(asked) + 1:
+        # The last one again: another label makes it another request.
+        early_or_late = coordinator.message(asked, label="another")
     refused(other, early_or_late, error=FedcoreError)
     assert "fedcore.protocol" not in other.contexts[0].state
 
@@ -315,10 +322,13 @@ def test_a_request_under_the_name_of_another_stage_is_refused_and_trains_nothing
 
 
 @BOTH
-def test_a_second_last_message_is_refused(run):
+def test_a_second_last_message_is_refused_unless_it_is_the_first_again(run):
     coordinator = Coordinator(training_app(), run).advance("reveal")
-    coordinator.ask(0, coordinator.message("reveal"))
-    refused(coordinator, coordinator.message("reveal"), "after this device's round was finished")
+    revealed = payload(coordinator.ask(0, coordinator.message("reveal")))
+    assert payload(coordinator.ask(0, coordinator.message("reveal"))) == revealed
+    another = coordinator.message("reveal", label="another")
+    refused(coordinator, another, "after this device's round was finished")
+    refused(coordinator, another, "in no round")
     refused(coordinator, coordinator.message("reveal"), "in no round")
 
 
@@ -472,10 +482,15 @@ def test_a_record_without_entries_is_refused():
 @BOTH
 def test_what_a_device_keeps_of_a_finished_round_is_no_secret(run):
     coordinator = Coordinator(training_app(), run)
-    coordinator.finish()
+    replies = {stage: coordinator.play(stage) for stage in coordinator.stages}
     state = coordinator.contexts[0].state
-    assert set(state) == {"fedcore.round", "fedcore.protocol", "visits"}
+    answer = {"fedcore.answer", f"fedcore.answer/{RECORD}"}
+    assert set(state) == {"fedcore.round", "fedcore.protocol", "visits", *answer}
     assert len(state["fedcore.protocol"]["state"]) == 2
+    # A hash of what was asked, and what the coordinator has: the last reply.
+    assert len(state["fedcore.answer"]["request"]) == 32
+    assert list(state[f"fedcore.answer/{RECORD}"]) == ["message"]
+    assert state[f"fedcore.answer/{RECORD}"]["message"] == payload(replies["reveal"][0])
 
 
 @pytest.mark.parametrize(

@@ -106,9 +106,12 @@ def test_an_invitation_under_the_name_of_another_stage_is_refused(label):
 def test_a_round_is_answered_once_even_by_a_device_that_forgot_it(tmp_path):
     journal = AnsweredJournal(tmp_path / "answers")
     coordinator = Coordinator(training_app(PINNED, journal=lambda context: journal), RUN)
-    coordinator.ask(0, upload_of(coordinator))
+    answer = coordinator.ask(0, upload_of(coordinator))
     assert journal.last("1") == Answer(1, 1, STAGES.index("upload"))
-    refused(coordinator, upload_of(coordinator), "must be later than what this device answered")
+    again = coordinator.ask(0, upload_of(coordinator))
+    assert (payload(again), again.content[RECORD]) == (payload(answer), answer.content[RECORD])
+    other = upload_of(coordinator, message=write_u32(1))
+    refused(coordinator, other, "must be later than what this device answered")
     coordinator.contexts[0] = new_context(0)
     refused(coordinator, upload_of(coordinator), "answers later ones only")
 
@@ -124,7 +127,18 @@ def test_two_attempts_are_masked_under_different_seeds():
     assert SeedBox.from_bytes(one).client == SeedBox.from_bytes(two).client == 0
 
 
-def test_nothing_is_left_of_the_round_on_the_device():
+def test_nothing_is_left_of_the_round_on_the_device_but_what_it_sent():
     coordinator = Coordinator(training_app(PINNED), RUN)
+    reply = coordinator.ask(0, upload_of(coordinator))
+    state = coordinator.contexts[0].state
+    sent = {f"fedcore.answer/{name}" for name in reply.content}
+    assert set(state) == {"fedcore.round", "visits", "fedcore.answer", *sent}
+    assert set(state["fedcore.answer"]) == {"request"}
+    assert all(state[f"fedcore.answer/{name}"] == reply.content[name] for name in reply.content)
+
+
+def test_without_retries_nothing_at_all_is_left_of_the_round():
+    coordinator = Coordinator(training_app(PINNED, keep_answer=False), RUN)
     coordinator.ask(0, upload_of(coordinator))
     assert set(coordinator.contexts[0].state) == {"fedcore.round", "visits"}
+    refused(coordinator, upload_of(coordinator), "must be later than what this device answered")
