@@ -21,7 +21,7 @@ from experiments.recorder import Recorder, ReleaseSummary
 from experiments.report import write_report
 from experiments.schema import Experiment, InProcess, NoRelease, Ray
 from fedcore.crypto import SystemEntropy
-from fedcore.engine import run_in_process, run_on_ray
+from fedcore.engine import DropScript, run_in_process, run_on_ray
 from fedcore.errors import ConfigurationError
 from fedcore.job import Job, Preflight, RemoteHelper, check
 from fedcore.manifest import Provenance
@@ -96,6 +96,7 @@ def _run(experiment: Experiment, job: Job, preflight: Preflight, recorder: Recor
         ),
         entropy=replayed_entropy(job.seed),
         identity=simulated_identities(job.seed) if experiment.signed else None,
+        keep_answer=isinstance(job.faults, DropScript),  # nothing else gets lost in a simulation
     )
     run_config = {"job": job.to_json()}
     match experiment.engine:

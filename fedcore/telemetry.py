@@ -20,7 +20,7 @@ class Traffic:
         down_payload: The model alone.
         down_total: All that clients received.
         uploads: How many clients sent an update.
-        downloads: How many clients were sent the model.
+        downloads: How often a client was sent the model, second tries included.
     """
 
     up_payload: int = 0

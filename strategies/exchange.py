@@ -5,22 +5,47 @@ one list and waits for heartbeats. A protocol of four stages cannot afford that:
 `exchange` polls at its own pace, hands over each reply at once, so that uploads are
 added and forgotten, has a deadline of its own, and maps an error to a node by the
 message that it answers, since a silent node's error comes from the SuperLink.
+
+A message or a reply that got lost on the way is worth a second try: the node is asked
+again, with the same content. A device that has answered sends the same bytes again
+(`clients.requests`), so that asking twice is never more than asking once. An error of
+the node's own program is final: it would fail again, or must not be repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedcore.engine import Clock
+from fedcore.engine.flower_private import ErrorCode
 
 POLL_SECONDS = 0.1
+RETRY_AT_ONCE = (0.0,)
+"""One more try, without a pause: for engines in which a node is there or is not."""
+RETRY_WITH_PATIENCE = (0.0, 5.0, 15.0, 45.0)
+"""For real networks: a SuperNode that lost its link is back within a minute, or is not."""
+LOST_ON_THE_WAY = frozenset(
+    (
+        ErrorCode.MESSAGE_UNAVAILABLE,
+        ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+        ErrorCode.NODE_UNAVAILABLE,
+    )
+)
+"""Errors that a SuperLink reports in place of a node; asking again may help."""
 
 
 def exchange(
-    grid: Grid, messages: Mapping[int, Message], *, seconds: float, clock: Clock
+    grid: Grid,
+    messages: Mapping[int, Message],
+    *,
+    seconds: float,
+    clock: Clock,
+    retry_after: Sequence[float] = (),
+    sent: Callable[[Message], None] = lambda _: None,
 ) -> Iterator[tuple[int, Message]]:
     """Yield (key, reply) for each message that is answered in time, errors included.
 
@@ -29,25 +54,85 @@ def exchange(
         messages: One per client, by the caller's key.
         seconds: How long to wait for the last reply.
         clock: Tells the time; virtual in tests.
+        retry_after: Seconds to wait before a client whose message or reply got lost is
+            asked again, for each time that it is. An error that leaves no time for that is
+            yielded at once, as every other.
+        sent: Called with every message that is sent, those that repeat one included.
     """
-    deadline = clock.now() + seconds
-    ids = grid.push_messages(list(messages.values()))
-    pending = {message_id for message_id in ids if message_id}
-    keys = {message.metadata.message_id: key for key, message in messages.items()}
-    while pending:
+    asking = _Asking(grid, messages, clock, clock.now() + seconds, retry_after, sent)
+    asking.push(dict(messages))
+    while asking.pending or asking.waiting:
         found = False
-        for reply in grid.pull_messages(set(pending)):
-            answered = reply.metadata.reply_to_message_id
-            if answered not in pending:
-                continue  # a late duplicate
+        for reply in grid.pull_messages(set(asking.pending)) if asking.pending else ():
+            key = asking.pending.pop(reply.metadata.reply_to_message_id, None)
+            if key is None:
+                continue  # a duplicate
             found = True
-            pending.discard(answered)
-            if answered in keys:
-                yield keys[answered], reply
-        if not pending or clock.now() >= deadline:
+            if not asking.postpone(key, reply):
+                yield key, reply
+        found |= asking.repeat()
+        if not (asking.pending or asking.waiting) or clock.now() >= asking.deadline:
             return
         if not found:
             clock.sleep(POLL_SECONDS)
+
+
+@dataclass(slots=True)
+class _Asking:
+    """Which messages are out, and who is to be asked again when."""
+
+    grid: Grid
+    messages: Mapping[int, Message]
+    clock: Clock
+    deadline: float
+    retry_after: Sequence[float]
+    sent: Callable[[Message], None]
+    pending: dict[str, int] = field(default_factory=dict)
+    waiting: dict[int, float] = field(default_factory=dict)
+    tries: dict[int, int] = field(default_factory=dict)
+
+    def push(self, batch: Mapping[int, Message]) -> None:
+        """Send messages; what the grid does not take is not waited for."""
+        accepted = {key for key in self.grid.push_messages(list(batch.values())) if key}
+        for key, message in batch.items():
+            self.sent(message)
+            if message.metadata.message_id in accepted:
+                self.pending[message.metadata.message_id] = key
+
+    def postpone(self, key: int, reply: Message) -> bool:
+        """Decide whether the client will be asked again, and when."""
+        tried = self.tries.get(key, 0)
+        if not reply.has_error() or reply.error.code not in LOST_ON_THE_WAY:
+            return False
+        if tried >= len(self.retry_after):
+            return False
+        due = self.clock.now() + self.retry_after[tried]
+        if due >= self.deadline:
+            return False
+        self.tries[key], self.waiting[key] = tried + 1, due
+        return True
+
+    def repeat(self) -> bool:
+        """Ask again whoever it is time for; tell whether there was anybody."""
+        now = self.clock.now()
+        due = [key for key, at in self.waiting.items() if at <= now]
+        for key in due:
+            del self.waiting[key]
+        if due and now < self.deadline:
+            self.push({key: _again(self.messages[key], self.deadline - now) for key in due})
+        return bool(due)
+
+
+def _again(message: Message, seconds: float) -> Message:
+    """Return the same request in a message of its own, which lives for `seconds`."""
+    asked = message.metadata
+    return Message(
+        message.content,
+        asked.dst_node_id,
+        asked.message_type,
+        group_id=asked.group_id,
+        ttl=seconds,
+    )
 
 
 def array_bytes(content: RecordDict) -> int:

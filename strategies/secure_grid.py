@@ -12,7 +12,8 @@ The clients' half is `clients.secagg_mod`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from logging import getLogger
 from math import inf
@@ -28,6 +29,7 @@ from fedcore.pipeline import BoundRound, MeanUpdate, RoundPlan, RunPlan, bind_ro
 from fedcore.privacy import NoPrivacy, PrivacyLedger
 from fedcore.telemetry import RoundReport, Traffic
 from fedcore.vectors import Layout
+from strategies.exchange import RETRY_AT_ONCE
 from strategies.helper_client import Helper
 from strategies.linear import calling_strategy, refuse_nonlinear
 from strategies.secure_round import Invited, SecureRound
@@ -50,6 +52,9 @@ class SecureGrid(WrappedGrid):
         weight_key: The strategy's `weighted_by_key`.
         clock: For the deadlines of the protocol's stages.
         helper: The second party of secagg=seed_helper.
+        unix_time: Tells the time by which certificates expire.
+        retry_after: Seconds to wait before a device whose message or reply got lost is
+            asked the same again, for each time that it is; never beyond the stage's deadline.
 
     Attributes:
         plan: As given.
@@ -67,6 +72,8 @@ class SecureGrid(WrappedGrid):
         weight_key: str = "num-examples",
         clock: Clock | None = None,
         helper: Helper | None = None,
+        unix_time: Callable[[], float] = time.time,
+        retry_after: Sequence[float] = RETRY_AT_ONCE,
     ) -> None:
         super().__init__(grid)
         self.plan = plan or RunPlan()
@@ -76,6 +83,8 @@ class SecureGrid(WrappedGrid):
         self._weight_key = weight_key
         self._clock = clock or SystemClock()
         self._helper = helper
+        self._unix_time = unix_time
+        self._retry_after = tuple(retry_after)
         self._round = len(self.ledger.releases)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -155,6 +164,8 @@ class SecureGrid(WrappedGrid):
                 batch[0].metadata.message_type,
                 self._weight_key,
                 self._helper,
+                self._unix_time,
+                self._retry_after,
             )
             mean: MeanUpdate | None = None
             try:

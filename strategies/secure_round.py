@@ -2,14 +2,16 @@
 
 This adapter owns what `fedcore.secagg` refuses to own: messages, deadlines, bytes on
 the wire. A reply that is an error, malformed, late or not allowed counts as silence;
-its device is out of the round, and the round goes on while enough are left.
+its device is out of the round, and the round goes on while enough are left. A request
+or reply that got lost on the way is no silence yet: the device is asked the same again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -58,7 +60,7 @@ from fedcore.secagg.server import (
 )
 from fedcore.telemetry import Traffic
 from fedcore.vectors import RingVector
-from strategies.exchange import array_bytes, content_bytes, exchange
+from strategies.exchange import RETRY_AT_ONCE, array_bytes, content_bytes, exchange
 from strategies.helper_client import Helper
 
 R = TypeVar("R", Advertisement, EncryptedShares, MaskedInput, Endorsement, Reveal)
@@ -92,6 +94,7 @@ class SecureRound:
         weight_key: Name of the metric that weighs the mean.
         helper: The second party, if the plan wants one.
         unix_time: For the expiry of certificates.
+        retry_after: Seconds before a client is asked again, see `strategies.exchange`.
         traffic: Bytes so far.
         lost: How many clients each stage lost.
         revealed: How many clients are in the sum that was revealed; 0 if none was. The
@@ -107,6 +110,7 @@ class SecureRound:
     weight_key: str
     helper: Helper | None = None
     unix_time: Callable[[], float] = time.time
+    retry_after: Sequence[float] = RETRY_AT_ONCE
     traffic: Traffic = field(default_factory=Traffic)
     lost: dict[str, int] = field(default_factory=dict)
     revealed: int = 0
@@ -241,10 +245,15 @@ class SecureRound:
     ) -> Iterator[tuple[int, Message]]:
         """Yield the replies of one stage that are not errors, and count all bytes."""
         messages = {client: self._message(stage, client, data) for client, data in requests.items()}
-        for message in messages.values():
-            self._count_sent(stage, message)
-        seconds = self.bound.plan.run.stage_seconds
-        for client, reply in exchange(self.grid, messages, seconds=seconds, clock=self.clock):
+        replies = exchange(
+            self.grid,
+            messages,
+            seconds=self.bound.plan.run.stage_seconds,
+            clock=self.clock,
+            retry_after=self.retry_after,
+            sent=partial(self._count_sent, stage),
+        )
+        for client, reply in replies:
             if reply.has_content():
                 self._count_received(stage, reply)
                 yield client, reply

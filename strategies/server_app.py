@@ -8,7 +8,7 @@ given, and starts an unmodified Flower strategy on it:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from fedcore.privacy import PrivacyLedger
 from fedcore.telemetry import RoundReport
 from fedcore.training import Evaluation, ExampleLevelPrivacy, evaluate, get_arrays, set_arrays
 from strategies.cohort import CohortGrid, discover
+from strategies.exchange import RETRY_AT_ONCE, RETRY_WITH_PATIENCE
 from strategies.factory import build_strategy
 from strategies.helper_client import Helper, HelperAddress, HelperClient, InProcessHelper
 from strategies.plain_grid import PlainGrid
@@ -73,13 +74,17 @@ class Observer(Protocol):
 
 
 def build_server_app(
-    observer: Observer | None = None, preflight: Preflight | None = None
+    observer: Observer | None = None,
+    preflight: Preflight | None = None,
+    *,
+    retry_after: Sequence[float] = RETRY_AT_ONCE,
 ) -> ServerApp:
     """Return the ServerApp.
 
     Args:
         observer: Told about every round; nobody if None.
         preflight: Of the same job, if the caller has it already.
+        retry_after: As in `SecureGrid`.
     """
     app = ServerApp()
 
@@ -90,7 +95,7 @@ def build_server_app(
             if context.run_config.get("job")
             else Job()
         )
-        _Run(grid, job, preflight or check(job), observer).start()
+        _Run(grid, job, preflight or check(job), observer, retry_after).start()
 
     return app
 
@@ -99,9 +104,15 @@ class _Run:
     """One run of a job on a grid."""
 
     def __init__(
-        self, grid: Grid, job: Job, preflight: Preflight, observer: Observer | None
+        self,
+        grid: Grid,
+        job: Job,
+        preflight: Preflight,
+        observer: Observer | None,
+        retry_after: Sequence[float],
     ) -> None:
         self._job = job
+        self._retry_after = retry_after
         self._preflight = preflight
         self._observer = observer
         self._clock = SystemClock()
@@ -152,7 +163,12 @@ class _Run:
                 helper, key = connect_helper(job)
                 plan = replace(plan, secagg=replace(plan.secagg, public_key=key))
             grid = secure = SecureGrid(
-                grid, plan, on_round=self._keep, labels=self._labels, helper=helper
+                grid,
+                plan,
+                on_round=self._keep,
+                labels=self._labels,
+                helper=helper,
+                retry_after=self._retry_after,
             )
         return CohortGrid(grid, self._labels, job.clients_per_round, job.seed), secure
 
@@ -244,4 +260,4 @@ def describe_by(
     return describe
 
 
-app = build_server_app()
+app = build_server_app(retry_after=RETRY_WITH_PATIENCE)

@@ -10,9 +10,11 @@ to the device by the message that it answers. It does not see *when* the device 
 
 A real SuperLink takes about a minute to notice; here the error comes at once.
 
-`DropScript` is the script of the experiments: which clients of a round disappear before
-which protocol stage follows from its seed, the round and the cohort alone. It knows
-nothing of message formats; the caller passes the function that reads them.
+`DropScript` is the script of the experiments: which clients of a round disappear at
+which protocol stage follows from its seed, the round and the cohort alone. A client that
+is gone stays gone however often it is asked; a reply gets lost once, and the client can
+be asked again. The script knows nothing of message formats; the caller passes the
+function that reads them.
 """
 
 from __future__ import annotations
@@ -135,12 +137,15 @@ def _silence(message_id: str, asked: Metadata) -> Message:
 
 @dataclass(frozen=True, slots=True)
 class DropScript:
-    """A few clients disappear in every round.
+    """A few clients disappear in every round, or a few replies.
 
     Attributes:
         seed: Another seed, other victims.
-        per_round: How many clients a round loses, over all `stages` together.
-        stages: Each victim disappears before one of these protocol stages.
+        per_round: How many victims a round has, over all `stages` together.
+        stages: Each victim disappears before one of these protocol stages, or its reply to
+            one of them does.
+        lose: `client`: it is gone, and never answers that stage. `reply`: it does its work,
+            but its first reply gets lost on the way.
 
     Example:
         >>> script = DropScript(seed=1, per_round=2, stages=("upload",))
@@ -156,6 +161,7 @@ class DropScript:
     seed: int = 0
     per_round: int = 1
     stages: tuple[str, ...] = ("upload",)
+    lose: Literal["client", "reply"] = "client"
 
     def __post_init__(self) -> None:
         if self.per_round < 0:
@@ -185,9 +191,10 @@ class DropScript:
 
 
 class DroppingGrid(FaultyGrid):
-    """A grid on which clients disappear as a `DropScript` says.
+    """A grid on which clients or replies disappear as a `DropScript` says.
 
-    The cohort of a stage is what one push holds for it: push a stage's messages together.
+    The cohort of a stage is what the first push holds for it: push a stage's messages
+    together. What is pushed later for a client of that cohort is a second try.
 
     Args:
         grid: Carries everything else.
@@ -199,6 +206,7 @@ class DroppingGrid(FaultyGrid):
         super().__init__(grid, lambda _: None)
         self._drop_script = drops
         self._describe = describe
+        self._seen: dict[tuple[int, str], tuple[frozenset[NodeKey], frozenset[NodeKey]]] = {}
 
     def _decide(self, messages: Sequence[Message]) -> Sequence[Fault | None]:
         steps = [self._describe(message) for message in messages]
@@ -206,9 +214,21 @@ class DroppingGrid(FaultyGrid):
         for step in steps:
             if step is not None:
                 cohorts[step[:2]].append(step[2])
-        gone = {
-            (*stage, node)
+        faults = {
+            (*stage, node): fault
             for stage, cohort in cohorts.items()
-            for node in self._drop_script.victims(*stage, cohort)
+            for node, fault in self._faults(stage, cohort).items()
         }
-        return [Fault.DROPPED if step in gone else None for step in steps]
+        return [None if step is None else faults.get(step) for step in steps]
+
+    def _faults(self, stage: tuple[int, str], cohort: Sequence[NodeKey]) -> dict[NodeKey, Fault]:
+        """Return what happens to the victims of a stage, when `cohort` is asked for it."""
+        known, victims = self._seen.get(stage, (frozenset(), frozenset()))
+        again = known.issuperset(cohort)
+        if not again:
+            victims = self._drop_script.victims(*stage, cohort)
+            this_round = {key: seen for key, seen in self._seen.items() if key[0] == stage[0]}
+            self._seen = {**this_round, stage: (frozenset(cohort), victims)}
+        if self._drop_script.lose == "client":
+            return dict.fromkeys(victims, Fault.DROPPED)
+        return {} if again else dict.fromkeys(victims, Fault.LOST_REPLY)

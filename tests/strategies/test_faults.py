@@ -138,7 +138,7 @@ def test_the_second_attempt_succeeds_when_the_fault_is_gone(plan, stage):
         left["uses"] -= 1
         return Fault.DROPPED
 
-    played = play(plan=plan, wrap=lambda grid: FaultyGrid(grid, script))
+    played = play(plan=plan, wrap=lambda grid: FaultyGrid(grid, script), retry_after=())
     report = assert_mean_over(played, range(10), attempts=2)
     assert len(report.aborted) == 1
     assert report.lost == {}
@@ -483,7 +483,7 @@ def test_error_feedback_of_an_aborted_attempt_is_not_lost():
             left["uses"] = failures
             return FaultyGrid(grid, script)
 
-        return play(client_app(seed=1), plan, rounds=2, wrap=wrap)
+        return play(client_app(seed=1), plan, rounds=2, wrap=wrap, retry_after=())
 
     smooth, rough = run(0), run(5)
     assert [report.attempts for report in smooth.reports] == [1, 1]

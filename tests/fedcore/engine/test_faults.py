@@ -20,6 +20,11 @@ def inner():
         yield grid
 
 
+def describe(message):
+    stage = {"train.leak": "upload", "query": "setup"}.get(message.metadata.message_type)
+    return stage and (int(message.metadata.group_id), stage, message.metadata.dst_node_id)
+
+
 def receive(grid, messages, *, streaming):
     if not streaming:
         return grid.send_and_receive(messages, timeout=60.0)
@@ -79,11 +84,6 @@ def test_everything_else_is_passed_on(inner):
 
 def test_clients_disappear_before_their_stage_and_only_there(inner):
     drops = DropScript(seed=3, per_round=2, stages=("upload",))
-
-    def describe(message):
-        stage = {"train.leak": "upload", "query": "setup"}.get(message.metadata.message_type)
-        return stage and (int(message.metadata.group_id), stage, message.metadata.dst_node_id)
-
     grid = DroppingGrid(inner, drops, describe)
     setup = grid.send_and_receive(instructions(grid, "query"))
     upload = receive(grid, instructions(grid, "train.leak"), streaming=True)
@@ -126,3 +126,33 @@ def test_other_seeds_and_rounds_have_other_victims():
 def test_impossible_scripts_are_refused(wrong):
     with pytest.raises(ConfigurationError, match=r"faults\."):
         DropScript(**wrong)
+
+
+def test_a_client_that_is_gone_stays_gone_when_it_is_asked_again(inner):
+    grid = DroppingGrid(inner, DropScript(seed=3, per_round=1, stages=("setup",)), describe)
+    messages = instructions(grid, "query")
+    gone = [reply.has_error() for reply in receive(grid, messages, streaming=False)]
+    assert sum(gone) == 1
+    for node, silent in zip(inner.get_node_ids(), gone, strict=True):
+        (reply,) = receive(grid, instructions(grid, "query", nodes=[node]), streaming=True)
+        assert reply.has_error() == silent
+
+
+def test_a_lost_reply_is_lost_once_and_costs_nobody_else_one(inner):
+    script = DropScript(seed=3, per_round=2, stages=("setup",), lose="reply")
+    grid = DroppingGrid(inner, script, describe)
+    lost = [
+        reply.has_error() for reply in receive(grid, instructions(grid, "query"), streaming=True)
+    ]
+    assert sum(lost) == 2
+    victims = [node for node, silent in zip(inner.get_node_ids(), lost, strict=True) if silent]
+    again = receive(grid, instructions(grid, "query", nodes=victims), streaming=True)
+    assert [reply.has_error() for reply in again] == [False, False]
+
+
+def test_every_round_loses_its_own_replies(inner):
+    script, number = DropScript(seed=3, stages=("setup",), lose="reply"), [0]
+    grid = DroppingGrid(inner, script, lambda message: (number[0], *describe(message)[1:]))
+    for number[0] in (1, 2, 3):
+        replies = receive(grid, instructions(grid, "query"), streaming=True)
+        assert sum(reply.has_error() for reply in replies) == 1
