@@ -90,7 +90,8 @@ def secagg_mod(
         unix_time: For the expiry of certificates.
         keep_answer: Whether the last reply is kept in the Context, so that a coordinator
             that did not get it may ask again. It takes the memory of one packed update a
-            node: a simulation of many nodes that loses no replies does without.
+            node, and on Ray its way through every pickled Context: a simulation of many
+            nodes that loses no replies does without.
     """
     source = entropy or _system_entropy
     device = Device(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from experiments import enrollment
+from fedcore import keyfiles
 from fedcore.crypto import SystemEntropy
 from fedcore.errors import FedcoreError
 
@@ -71,10 +72,10 @@ def _device(options: argparse.Namespace, now: int) -> list[Any]:
     root = enrollment.load_root(options.root, now)
     if options.key is None:
         return _enroll(root, [options.name], options, now)
-    key = enrollment.load_authority(options.key)
+    key = keyfiles.load_authority(options.key)
     certificate = root.enroll(options.name, key, days=options.days, now=now)
     path = options.out / f"{options.name}.crt"
-    return [*enrollment.create({path: (certificate.to_bytes(), enrollment.PUBLIC_MODE)})]
+    return [*keyfiles.create({path: (certificate.to_bytes(), keyfiles.PUBLIC_MODE)})]
 
 
 def _devices(options: argparse.Namespace, now: int) -> list[Any]:
@@ -96,10 +97,10 @@ def _enroll(
 
 
 def _roster(options: argparse.Namespace, now: int) -> list[Any]:
-    authority = enrollment.load_authority(options.authority or options.folder / "root.pub")
+    authority = keyfiles.load_authority(options.authority or options.folder / "root.pub")
     certificates = enrollment.collect(options.folder, authority, now)
     data = enrollment.roster_json(authority, certificates)
-    enrollment.create({options.out: (data, enrollment.PUBLIC_MODE)})
+    keyfiles.create({options.out: (data, keyfiles.PUBLIC_MODE)})
     return [f"{options.out}: {len(certificates)} devices"]
 
 

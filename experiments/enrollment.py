@@ -7,9 +7,7 @@
     NAME.crt          its certificate             on the device; the root may publish it
     roster.json       all certificates            for whoever wants to know who is enrolled
 
-Keys are PEM files of Ed25519 (RFC 8410); a certificate is the canonical bytes of
-`fedcore.secagg.identity.Certificate`. No file is ever overwritten, a secret one never
-exists with a wider mode, and one that others may read is not used.
+How they are read and written, and which are refused, stands in `fedcore.keyfiles`.
 
 The time comes in as an argument: Unix time in seconds.
 """
@@ -17,32 +15,34 @@ The time comes in as an argument: Unix time in seconds.
 from __future__ import annotations
 
 import json
-import os
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from stat import S_ISREG
-from typing import Final, TypeAlias
+from typing import Final
 
 from fedcore.crypto import Entropy
-from fedcore.crypto.signatures import SigningKey, VerifyKey
+from fedcore.crypto.signatures import SigningKey
 from fedcore.errors import ConfigurationError, PeerProtocolError
-from fedcore.secagg.identity import Certificate, Identity
+from fedcore.keyfiles import (
+    PUBLIC_MODE,
+    SECRET_MODE,
+    create,
+    load_authority,
+    load_certificate,
+    load_key,
+    read_file,
+)
+from fedcore.secagg import Certificate
 
 MOST_DAYS: Final = 3650
 SECONDS_A_DAY: Final = 86_400
-SECRET_MODE: Final = 0o600
-PUBLIC_MODE: Final = 0o644
 _ROOT: Final = "root"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """As in a certificate."""
-_MOST_BYTES: Final = 64 << 20
 _ROSTER_FORMAT: Final = 1
-Files: TypeAlias = Mapping[Path, tuple[bytes, int]]
-"""What to create: contents and mode of each file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,47 +149,6 @@ def enroll_devices(
     return create(files)
 
 
-def load_identity(cert_path: Path, key_path: Path) -> Identity:
-    """Return a device's identity; whether it is valid today is for its peers to say.
-
-    Raises:
-        ConfigurationError: A file is missing or malformed, others may read the key, or the
-            two do not belong together.
-    """
-    return Identity(load_certificate(cert_path), load_key(key_path))
-
-
-def load_authority(path: Path) -> bytes:
-    """Return the root's public key to pin, 32 bytes.
-
-    Raises:
-        ConfigurationError: `path` holds no public key.
-    """
-    return VerifyKey.from_pem(_read(path)).raw
-
-
-def load_key(path: Path) -> SigningKey:
-    """Return the secret key in `path`.
-
-    Raises:
-        ConfigurationError: It is missing or malformed, or others may read it.
-    """
-    return SigningKey.from_pem(_read(path, secret=True))
-
-
-def load_certificate(path: Path) -> Certificate:
-    """Return the certificate in `path`; its signature is not checked yet.
-
-    Raises:
-        ConfigurationError: It is missing or malformed.
-    """
-    try:
-        return Certificate.from_bytes(_read(path))
-    except PeerProtocolError as error:
-        msg = f"{path} holds no certificate ({error}): pass a .crt file of this command"
-        raise ConfigurationError(msg) from error
-
-
 def check_certificate(certificate: Certificate, authority: bytes, now: int, path: Path) -> None:
     """Accept what `authority` signed and what has not expired.
 
@@ -201,35 +160,6 @@ def check_certificate(certificate: Certificate, authority: bytes, now: int, path
     except PeerProtocolError as error:
         msg = f"{path}: {error}"
         raise ConfigurationError(msg) from error
-
-
-def create(files: Files) -> list[Path]:
-    """Create all of `files` with their modes, or none; return their paths.
-
-    Raises:
-        ConfigurationError: One exists, or cannot be written.
-    """
-    taken = [path for path in files if path.exists() or path.is_symlink()]
-    if taken:
-        msg = f"{taken[0]} exists and is never overwritten: choose another name or folder"
-        raise ConfigurationError(msg)
-    created: list[Path] = []
-    try:
-        for path, (data, mode) in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # With its final mode from the start: there is no moment in which others may read it.
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            created.append(path)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-    except OSError as error:
-        for path in created:
-            path.unlink(missing_ok=True)
-        msg = f"{path} cannot be written: {error.strerror}"
-        raise ConfigurationError(msg) from error
-    return created
 
 
 def collect(folder: Path, authority: bytes, now: int) -> list[Certificate]:
@@ -284,7 +214,7 @@ def describe(path: Path, now: int) -> str:
     Raises:
         ConfigurationError: It is none of our files, or a secret key that others may read.
     """
-    data = _read(path)
+    data = read_file(path)
     if b"PRIVATE KEY" in data[:64]:
         return f"secret key, not shown\n  public key  {load_key(path).public.raw.hex()}"
     if data.startswith(b"-----BEGIN"):
@@ -339,29 +269,3 @@ def _seconds(days: int) -> int:
         msg = f"--days must be in 1..{MOST_DAYS}, got {days}"
         raise ConfigurationError(msg)
     return days * SECONDS_A_DAY
-
-
-def _read(path: Path, *, secret: bool = False) -> bytes:
-    """Read a plain file; a secret one only if its owner alone can."""
-    try:
-        # Without blocking on a pipe; the checks are on what was opened, not on a name.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not S_ISREG(status.st_mode):
-                msg = f"{path} must be a plain file"
-                raise ConfigurationError(msg)
-            if secret and os.name == "posix" and status.st_mode & 0o077:
-                msg = (
-                    f"{path} can be read or changed by others: chmod 600 it, and replace the key "
-                    "if somebody may have read it"
-                )
-                raise ConfigurationError(msg)
-            data = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror}"
-        raise ConfigurationError(msg) from error
-    if len(data) > _MOST_BYTES:
-        msg = f"{path} must have at most {_MOST_BYTES} bytes"
-        raise ConfigurationError(msg)
-    return data

@@ -20,9 +20,10 @@ import grpc
 
 from fedcore.crypto import KEY_BYTES, Entropy, KeyPair, SystemEntropy
 from fedcore.errors import ConfigurationError, PeerProtocolError, RoundAbortedError
+from fedcore.keyfiles import read_file
 from fedcore.secagg.seed_helper import CloseRequest, HelperPlan, MaskSum, SeedBox
 from strategies.helper_rounds import AnsweredInMemory, HelperLimits, HelperRounds, RefusedRoundError
-from strategies.helper_service import SERVICE, read_secret
+from strategies.helper_service import SERVICE
 
 _MOST_REASON = 400
 """Characters of the helper's own words in an error."""
@@ -161,16 +162,10 @@ class HelperClient:
             ConfigurationError: A file is missing, or the key readable by others.
         """
         files = self.address
-        try:
-            authority = Path(files.authority).read_bytes()
-            certificate = Path(files.certificate).read_bytes()
-        except OSError as error:
-            msg = f"cannot read {error.filename}: {error.strerror}"
-            raise ConfigurationError(msg) from error
         credentials = grpc.ssl_channel_credentials(
-            root_certificates=authority,
-            private_key=read_secret(Path(files.private_key)),
-            certificate_chain=certificate,
+            root_certificates=read_file(Path(files.authority)),
+            private_key=read_file(Path(files.private_key), secret=True),
+            certificate_chain=read_file(Path(files.certificate)),
         )
         self._channel = grpc.secure_channel(files.address, credentials)
 

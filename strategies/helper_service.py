@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,8 +30,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from fedcore.crypto import DIGEST_BYTES, KEY_BYTES, Entropy, KeyPair
-from fedcore.crypto.signatures import VerifyKey
 from fedcore.errors import ConfigurationError, PeerProtocolError
+from fedcore.keyfiles import SECRET_MODE, create, load_authority, read_file
 from fedcore.secagg.seed_helper import Closed, CloseRequest
 from strategies.helper_rounds import AnsweredFolder, HelperLimits, HelperRounds, RefusedRoundError
 
@@ -121,11 +120,11 @@ def serve(settings: HelperSettings) -> HelperServer:
     credentials = grpc.ssl_server_credentials(
         [
             (
-                read_secret(Path(settings.private_key)),
-                _read(Path(settings.certificate)),
+                read_file(Path(settings.private_key), secret=True),
+                read_file(Path(settings.certificate)),
             )
         ],
-        root_certificates=_read(Path(settings.client_authority)),
+        root_certificates=read_file(Path(settings.client_authority)),
         require_client_auth=True,
     )
     server = grpc.server(
@@ -153,14 +152,7 @@ def create_helper_key(path: Path, entropy: Entropy) -> bytes:
         ConfigurationError: `path` exists or cannot be written.
     """
     pair = KeyPair.generate(entropy, "helper-key")
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        msg = f"cannot create the helper's key {path}: {error.strerror}"
-        raise ConfigurationError(msg) from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pair.secret)
-        os.fsync(file.fileno())
+    create({path: (pair.secret, SECRET_MODE)})
     return pair.public
 
 
@@ -170,7 +162,7 @@ def load_helper_key(path: Path) -> KeyPair:
     Raises:
         ConfigurationError: Missing, readable by others, or no X25519 key.
     """
-    data = read_secret(path)
+    data = read_file(path, secret=True)
     if len(data) == KEY_BYTES:
         return KeyPair.from_secret(data)
     try:
@@ -183,30 +175,8 @@ def load_helper_key(path: Path) -> KeyPair:
     return KeyPair.from_secret(key.private_bytes_raw())
 
 
-def read_secret(path: Path) -> bytes:
-    """Return the bytes of a file that only its owner may read.
-
-    Raises:
-        ConfigurationError: Missing, or readable by others.
-    """
-    data = _read(path)
-    mode = path.stat().st_mode & 0o777
-    if os.name == "posix" and mode & 0o077:
-        msg = f"{path} holds a secret key and has mode {mode:04o}: chmod 600 it"
-        raise ConfigurationError(msg)
-    return data
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        msg = f"cannot read {path}: {error.strerror}"
-        raise ConfigurationError(msg) from error
-
-
 def _device_authority(path: str | None) -> bytes | None:
-    return None if path is None else VerifyKey.from_pem(_read(Path(path))).raw
+    return None if path is None else load_authority(Path(path))
 
 
 def _methods(rounds: HelperRounds) -> Any:

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from clients import DevicePolicy
-from clients.identity import load_identity
 from clients.journal import Answer, AnsweredJournal, journal_of
 from clients.simulated import FAR_FUTURE, simulated_identities, simulated_root
 from fedcore.codec import Clip
@@ -18,6 +17,7 @@ from fedcore.errors import (
     PeerProtocolError,
     RoundAbortedError,
 )
+from fedcore.keyfiles import load_identity
 from fedcore.pipeline import RECORD, Bonawitz, NoSecAgg, RunPlan, SeedHelper
 from fedcore.pipeline.envelope import STAGES
 from fedcore.secagg import Certificate, encode
@@ -359,8 +359,8 @@ def test_a_key_that_others_may_read_is_refused(mode, tmp_path):
     [
         ("identity", None, "No such file"),
         ("identity.key", None, "No such file"),
-        ("identity", b"no certificate", "is no certificate"),
-        ("identity", b"", "is no certificate"),
+        ("identity", b"no certificate", "holds no certificate"),
+        ("identity", b"", "holds no certificate"),
         ("identity.key", b"no key", "key"),
     ],
 )

@@ -9,14 +9,15 @@ from base64 import b64encode
 from pathlib import Path
 
 import pytest
+from flwr.app import Context, RecordDict
 
-from clients.identity import load_identity as load_on_node
+from clients.identity import identity_of
 from experiments import enrollment
 from experiments.deploy import main
-from experiments.enrollment import load_authority, load_certificate, load_identity, load_key
 from fedcore.crypto import SystemEntropy
 from fedcore.crypto.signatures import SigningKey
 from fedcore.errors import ConfigurationError
+from fedcore.keyfiles import load_authority, load_certificate, load_identity, load_key
 from fedcore.secagg.identity import Certificate
 
 ROOT = Path(enrollment.__file__).parents[1]
@@ -75,7 +76,8 @@ def test_an_enrolled_device_has_an_identity_that_the_pinned_root_certifies(pki):
 def test_a_node_reads_the_files_that_the_command_wrote(pki):
     issue(pki, "sensor-1")
     files = pki / "sensor-1.crt", pki / "sensor-1.key"
-    identity = load_on_node(*files)
+    config = {"identity": str(files[0]), "identity-key": str(files[1])}
+    identity = identity_of(Context(1, 1000, config, RecordDict(), {}))
     assert identity.certificate == load_identity(*files).certificate
     assert identity.key.seed == load_key(files[1]).seed
 

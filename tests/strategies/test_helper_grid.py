@@ -350,5 +350,5 @@ def test_a_jobs_local_helper_follows_from_its_seed():
 
 def test_a_remote_helper_whose_files_are_missing_is_refused_before_the_run():
     nowhere = RemoteHelper("127.0.0.1:1", "ab" * 32, "no.pem", "no.pem", "no.key")
-    with pytest.raises(ConfigurationError, match=r"cannot read no\.pem"):
+    with pytest.raises(ConfigurationError, match=r"no\.pem cannot be read"):
         connect_helper(replace(JOB, helper=nowhere))

@@ -18,6 +18,7 @@ from fedcore.engine import (
     InProcessGrid,
     VirtualClock,
     WrappedGrid,
+    run_in_process,
     run_on_ray,
 )
 from fedcore.engine.flower_private import ErrorCode
@@ -372,6 +373,18 @@ def test_a_whole_run_is_the_same_with_replies_that_get_lost(workers):
     rough, smooth = run_job(faults=LOSSY, workers=workers), run_job()
     assert rough.model == smooth.model
     assert [report.survivors for report in rough.reports] == [JOB.clients_per_round] * JOB.rounds
+
+
+def test_a_server_app_without_retries_loses_the_clients_whose_replies_get_lost():
+    faults = DropScript(stages=("upload",), lose="reply")
+    job, recorder = replace(JOB, rounds=1, faults=faults), Recorder()
+    run_in_process(
+        build_server_app(recorder, check(job), retry_after=()),
+        build_client_app(OPEN, entropy=replayed_entropy(0)),
+        num_nodes=job.clients,
+        run_config={"job": job.to_json()},
+    )
+    assert [report.lost for report in recorder.reports] == [{"upload": 1}]
 
 
 @pytest.mark.slow
