@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fedcore.errors import PeerProtocolError
 from fedcore.pipeline import Bonawitz, NoSecAgg, RoundPlan, SeedHelper
-from fedcore.secagg.parameters import COMPLETE_UP_TO
+from fedcore.secagg.parameters import GRINDING_BITS, SECURITY_BITS
 from fedcore.secagg.plan import MOST_CLIENTS
 
 
@@ -20,9 +20,11 @@ class DevicePolicy:
 
     Attributes:
         minimum_cohort: Fewer invited clients are refused.
-        most_clients: More invited clients are refused. None is 128 with a pinned
-            authority, so that the mask graph is complete and a device checks everybody
-            in it; without one, as many as the protocol can name.
+        most_clients: More invited clients are refused. At most 128 all share secrets with
+            all, and a device checks everybody's certificate; beyond, its neighbours' only.
+        sparse_security_bits: Authenticated rounds of more than 128 are refused if a draw of
+            their graph may fail more often than 2^-this: a coordinator may draw often.
+        most_dropout: Plans that let a larger fraction disappear are refused.
         require_masks: Whether uploads in the clear are refused.
         minimum_noise_multiplier: Less noise in the sum is refused; 0 demands none.
         minimum_corrupt: Parameters that withstand a smaller colluding fraction are refused.
@@ -33,7 +35,9 @@ class DevicePolicy:
     """
 
     minimum_cohort: int = 2
-    most_clients: int | None = None
+    most_clients: int = MOST_CLIENTS
+    sparse_security_bits: int = SECURITY_BITS + GRINDING_BITS
+    most_dropout: float = 0.5
     require_masks: bool = True
     minimum_noise_multiplier: float = 0.0
     minimum_corrupt: float = 0.0
@@ -47,9 +51,7 @@ class DevicePolicy:
             PeerProtocolError: Names the rule, and both values.
         """
         secagg = plan.run.secagg
-        most = self.most_clients
-        if most is None:
-            most = MOST_CLIENTS if self.authority is None else COMPLETE_UP_TO
+        bits = secagg.bits(plan.clients) if isinstance(secagg, Bonawitz) else 0
         noise = getattr(plan.run.privacy, "noise_multiplier", 0.0)
         authority = getattr(secagg, "authority", None)
         for broken, rule in (
@@ -58,8 +60,19 @@ class DevicePolicy:
                 f"at least {self.minimum_cohort} invited clients, found {plan.clients}",
             ),
             (
-                plan.clients > most,
-                f"at most {most} invited clients, found {plan.clients}",
+                plan.clients > self.most_clients,
+                f"at most {self.most_clients} invited clients, found {plan.clients}",
+            ),
+            (
+                plan.run.dropout > self.most_dropout,
+                f"at most a fraction of {self.most_dropout} to disappear, found {plan.run.dropout}",
+            ),
+            (
+                isinstance(secagg, Bonawitz)
+                and secagg.must_pay_for_draws(plan.clients)
+                and bits < self.sparse_security_bits,
+                f"{self.sparse_security_bits} bits for a sparse graph that the coordinator may "
+                f"draw again, found {bits}",
             ),
             (
                 self.require_masks and isinstance(secagg, NoSecAgg),

@@ -46,7 +46,7 @@ from fedcore.pipeline import (
     make_upload,
     model_digest,
 )
-from fedcore.pipeline.envelope import STAGES, Stage
+from fedcore.pipeline.envelope import IDENTIFY, STAGES, Stage
 from fedcore.ring import pack
 from fedcore.secagg import (
     Identity,
@@ -60,6 +60,7 @@ from fedcore.secagg import (
     step,
 )
 from fedcore.secagg.fields import Reader
+from fedcore.secagg.identity import Credential
 from fedcore.secagg.messages import Delivery, Invitation, Reply, Request, Roster, Survivors
 from fedcore.secagg.seed_helper import HelperPlan, mask_and_seal
 from fedcore.vectors import Layout, RingVector
@@ -144,6 +145,8 @@ class _Session:
             PeerProtocolError: The coordinator broke the protocol or the policy.
         """
         envelope = Envelope.from_fields(self.message.content.config_records[RECORD])
+        if envelope.stage == IDENTIFY:
+            return self._identify()
         memory = ProtocolMemory(self.context)
         plan = RoundPlan.from_bytes(envelope.plan) if envelope.plan else None
         if plan is not None:
@@ -182,6 +185,16 @@ class _Session:
         if bound.helper is not None:
             return self._seal(bound, bound.helper, envelope, upload)
         return self._reply_with_vector(pack(upload.vector, bound.ring), upload)
+
+    def _identify(self) -> Message:
+        """Say who this node is; that is no part of any round, and changes nothing here."""
+        identity = self.device.identity(self.context)
+        if identity is None:
+            msg = "the coordinator asks who this device is, but it is not enrolled: enroll it first"
+            raise PeerProtocolError(msg)
+        answer = Credential.of_node(identity, self.context.node_id)
+        record = ConfigRecord({"message": answer.to_bytes()})
+        return Message(RecordDict({RECORD: record}), reply_to=self.message)
 
     def _join(
         self, bound: BoundRound, plan: Plan, envelope: Envelope, memory: ProtocolMemory

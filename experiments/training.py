@@ -90,6 +90,7 @@ def _run(experiment: Experiment, job: Job, preflight: Preflight, recorder: Recor
     server = build_server_app(recorder, preflight)
     client = build_client_app(
         DevicePolicy(
+            most_dropout=job.dropout,
             require_masks=not isinstance(job.secagg, NoSecAgg),
             authority=getattr(job.secagg, "authority", None),
             helper_key=_helper_key(job),

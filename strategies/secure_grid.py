@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from logging import getLogger
 from math import inf
 from typing import Any
@@ -25,18 +25,40 @@ from flwr.serverapp import Grid
 
 from fedcore.engine import Clock, SystemClock, WrappedGrid, to_arrays, to_record
 from fedcore.errors import ConfigurationError, RoundAbortedError
-from fedcore.pipeline import BoundRound, MeanUpdate, RoundPlan, RunPlan, bind_round, model_digest
+from fedcore.pipeline import (
+    Bonawitz,
+    BoundRound,
+    MeanUpdate,
+    RoundPlan,
+    RunPlan,
+    bind_round,
+    model_digest,
+)
+from fedcore.pipeline.envelope import IDENTIFY
 from fedcore.privacy import NoPrivacy, PrivacyLedger
+from fedcore.secagg import roster_digest
 from fedcore.telemetry import RoundReport, Traffic
 from fedcore.vectors import Layout
 from strategies.exchange import RETRY_AT_ONCE
 from strategies.helper_client import Helper
 from strategies.linear import calling_strategy, refuse_nonlinear
+from strategies.seats import Registry, Seats
 from strategies.secure_round import Invited, SecureRound
 
 log = getLogger(__name__)
 NO_DELTA = 1e-5
 """Shown beside an infinite epsilon, where it means nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """How one attempt went: a mean, or why it was given up."""
+
+    bound: BoundRound
+    mean: MeanUpdate | None
+    traffic: Traffic
+    lost: Mapping[str, int]
+    aborted: str
 
 
 class SecureGrid(WrappedGrid):
@@ -86,6 +108,10 @@ class SecureGrid(WrappedGrid):
         self._unix_time = unix_time
         self._retry_after = tuple(retry_after)
         self._round = len(self.ledger.releases)
+        self._registry = None
+        if isinstance(self.plan.secagg, Bonawitz) and self.plan.secagg.authority is not None:
+            authority = bytes.fromhex(self.plan.secagg.authority)
+            self._registry = Registry(grid, self._clock, authority)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Pass messages on, except for training.
@@ -136,59 +162,77 @@ class SecureGrid(WrappedGrid):
         timeout: float | None,
     ) -> MeanUpdate | None:
         """Try the round as often as the plan allows; report once."""
-        clients = self._invite(batch)
-        plan = self.plan
+        asked, plan = self._asked(batch), self.plan
         if timeout is not None:
             plan = replace(plan, stage_seconds=min(plan.stage_seconds, timeout))
+        if isinstance(plan.secagg, Bonawitz):
+            plan.secagg.check_margin(len(asked))
         self._round += 1
         first = RoundPlan(
             run=plan,
             run_id=str(batch[0].metadata.run_id),
             round_number=self._round,
             attempt=1,
-            clients=len(clients),
+            clients=len(asked),
             dim=Layout.of(arrays).dim,
             model_digest=model_digest(arrays),
         )
         traffic, aborted = Traffic(), []
-        for attempt in range(1, plan.attempts + 1):
+        for number in range(1, plan.attempts + 1):
             # Refuses a plan that does not fit, and a sum that is too expensive, before any work.
-            bound = bind_round(replace(first, attempt=attempt))
-            self.ledger.record(bound.release(len(clients)))
-            current = SecureRound(
-                self._grid,
-                self._clock,
-                bound,
-                clients,
-                content,
-                batch[0].metadata.message_type,
-                self._weight_key,
-                self._helper,
-                self._unix_time,
-                self._retry_after,
-            )
-            mean: MeanUpdate | None = None
-            try:
-                mean = current.run()
-            except RoundAbortedError as error:
-                aborted.append(str(error))
-                log.warning("round %d, attempt %d: %s", self._round, attempt, error)
-            traffic += current.traffic
-            if current.revealed:
-                self.ledger = self.ledger.record(bound.release(current.revealed))
-            if mean is not None:
+            bound = bind_round(replace(first, attempt=number))
+            self.ledger.record(bound.release(len(asked)))
+            attempt = self._try(bound, asked, content, batch[0].metadata.message_type)
+            traffic += attempt.traffic
+            if attempt.mean is not None:
                 break
-        self._report(
-            bound,
-            mean,
-            lost=current.lost,
-            aborted=tuple(aborted),
-            traffic=traffic,
-            attempts=attempt,
-        )
-        return mean
+            aborted.append(attempt.aborted)
+            log.warning("round %d, attempt %d: %s", self._round, number, attempt.aborted)
+        self._report(attempt, asked=len(asked), aborted=tuple(aborted), traffic=traffic)
+        return attempt.mean
 
-    def _invite(self, batch: list[Message]) -> tuple[Invited, ...]:
+    def _try(
+        self, bound: BoundRound, asked: tuple[Invited, ...], content: RecordDict, kind: str
+    ) -> _Attempt:
+        """Find out who everybody is, where that matters, and run one round."""
+        seats = Seats(asked)
+        if self._registry is not None:
+            seats = self._registry.seat(bound, asked, kind)
+        missing = len(asked) - len(seats.clients)
+        lost = {IDENTIFY: missing} if missing else {}
+        try:
+            bound = _bound_to(seats, bound)
+        except RoundAbortedError as error:
+            return _Attempt(bound, None, seats.traffic, lost, str(error))
+        current = SecureRound(
+            self._grid,
+            self._clock,
+            bound,
+            seats.clients,
+            content,
+            kind,
+            self._weight_key,
+            seats.identity_keys,
+            self._helper,
+            self._unix_time,
+            self._retry_after,
+        )
+        mean, aborted = None, ""
+        try:
+            mean = current.run()
+        except RoundAbortedError as error:
+            aborted = str(error)
+        if current.revealed:
+            self.ledger = self.ledger.record(bound.release(current.revealed))
+        if self._registry is not None:
+            self._registry.forget(
+                client.node_id
+                for index, client in enumerate(seats.clients)
+                if index not in current.joined
+            )
+        return _Attempt(bound, mean, seats.traffic + current.traffic, lost | current.lost, aborted)
+
+    def _asked(self, batch: list[Message]) -> tuple[Invited, ...]:
         """Return the addressed nodes in the order of their labels."""
         invited = {
             message.metadata.dst_node_id: Invited(
@@ -200,24 +244,18 @@ class SecureGrid(WrappedGrid):
         return tuple(sorted(invited.values(), key=lambda client: (len(client.label), client.label)))
 
     def _report(
-        self,
-        bound: BoundRound,
-        mean: MeanUpdate | None,
-        *,
-        lost: Mapping[str, int],
-        aborted: tuple[str, ...],
-        traffic: Traffic,
-        attempts: int,
+        self, attempt: _Attempt, *, asked: int, aborted: tuple[str, ...], traffic: Traffic
     ) -> None:
         if self._on_round is None:
             return
+        bound, mean = attempt.bound, attempt.mean
         self._on_round(
             RoundReport(
                 round_number=bound.plan.round_number,
-                attempts=attempts,
-                invited=bound.plan.clients,
+                attempts=bound.plan.attempt,
+                invited=asked,
                 survivors=0 if mean is None else mean.survivors,
-                lost=lost,
+                lost=attempt.lost,
                 aborted=aborted,
                 traffic=traffic,
                 clipped=None if mean is None else mean.clipped,
@@ -245,6 +283,27 @@ class SecureGrid(WrappedGrid):
             }
         )
         return Message(content, reply_to=request)
+
+
+def _bound_to(seats: Seats, bound: BoundRound) -> BoundRound:
+    """Return the round for those who are seated: all, or nearly all, that were asked.
+
+    Raises:
+        RoundAbortedError: Too few, as if the others had dropped out.
+    """
+    found, plan = len(seats.clients), bound.plan
+    if found < bound.minimum_survivors:
+        needed = bound.minimum_survivors
+        raise RoundAbortedError(stage="identifying", needed=needed, found=found)
+    if not seats.identity_keys:
+        return bound
+    roster = roster_digest(seats.identity_keys).hex()
+    try:
+        return bind_round(replace(plan, clients=found, roster=roster))
+    except ConfigurationError as error:  # the cohort that was asked would do, this one does not
+        raise RoundAbortedError(
+            stage="identifying", needed=plan.clients, found=found, reason=str(error)
+        ) from error
 
 
 def empty_ledger(plan: RunPlan) -> PrivacyLedger:

@@ -92,11 +92,13 @@ class SecureRound:
         content: What the strategy sends to every client: model and configuration.
         message_type: Flower's type of the strategy's messages.
         weight_key: Name of the metric that weighs the mean.
+        identity_keys: Of the clients, in the same order; empty if they do not sign.
         helper: The second party, if the plan wants one.
         unix_time: For the expiry of certificates.
         retry_after: Seconds before a client is asked again, see `strategies.exchange`.
         traffic: Bytes so far.
         lost: How many clients each stage lost.
+        joined: Indices of the clients that advertised keys.
         revealed: How many clients are in the sum that was revealed; 0 if none was. The
             ledger counts it, whether or not a mean came of it.
     """
@@ -108,11 +110,13 @@ class SecureRound:
     content: RecordDict
     message_type: str
     weight_key: str
+    identity_keys: tuple[bytes, ...] = ()
     helper: Helper | None = None
     unix_time: Callable[[], float] = time.time
     retry_after: Sequence[float] = RETRY_AT_ONCE
     traffic: Traffic = field(default_factory=Traffic)
     lost: dict[str, int] = field(default_factory=dict)
+    joined: frozenset[int] = frozenset()
     revealed: int = 0
     _metric_names: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
@@ -132,7 +136,7 @@ class SecureRound:
         return decode_sum(self.bound, total, len(survivors), self._names_of(survivors))
 
     def _add_under_masks(self, plan: Plan) -> tuple[RingVector, frozenset[int]]:
-        joining, invitations = invite(plan)
+        joining, invitations = invite(plan, self.identity_keys)
         now = int(self.unix_time())
         joining = self._stage(
             "advertise",
@@ -141,6 +145,7 @@ class SecureRound:
             joining,
             lambda state, client, message: state.on_advertisement(client, message, now),
         )
+        self.joined = frozenset(joining.advertisements)
         sharing, rosters = joining.close()
         sharing = self._stage("share", rosters, EncryptedShares, sharing, AwaitingShares.on_shares)
         adding, deliveries = sharing.close()
@@ -173,7 +178,7 @@ class SecureRound:
             try:
                 adding.check(client)
                 vector = unpack(self._vector(client, reply), plan.dim, plan.ring)
-                box = SeedBox.from_bytes(typed(_record(reply), BOX, bytes))
+                box = SeedBox.from_bytes(typed(record_of(reply), BOX, bytes))
                 if box.client != client:
                     continue
                 self.helper.deposit(plan, box)
@@ -231,7 +236,7 @@ class SecureRound:
                 data = (
                     self._vector(client, reply)
                     if kind is MaskedInput
-                    else typed(_record(reply), "message", bytes)
+                    else typed(record_of(reply), "message", bytes)
                 )
                 state = receive(state, client, decode(data, kind, plan))
             except PeerProtocolError:
@@ -282,7 +287,7 @@ class SecureRound:
 
     def _vector(self, client: int, reply: Message) -> bytes:
         """Return the bytes of an upload, and note what its metrics are called."""
-        fields = _record(reply)
+        fields = record_of(reply)
         names = fields.get("metrics", [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             msg = f"client {client} must name its metrics in a list of strings"
@@ -320,7 +325,12 @@ class SecureRound:
             self.lost[stage] = count
 
 
-def _record(reply: Message) -> ConfigRecord:
+def record_of(reply: Message) -> ConfigRecord:
+    """Return what a device answered.
+
+    Raises:
+        PeerProtocolError: It answered something else.
+    """
     record = reply.content.config_records.get(RECORD)
     if record is None:
         msg = f"a reply must hold the record {RECORD!r}: is secagg_mod in the ClientApp's mods?"

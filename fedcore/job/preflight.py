@@ -14,7 +14,7 @@ from fedcore import models
 from fedcore.data import Dataset, Indices, load, partition
 from fedcore.errors import ConfigurationError
 from fedcore.job.settings import Job
-from fedcore.pipeline import BoundRound, RoundPlan, bind_round
+from fedcore.pipeline import Bonawitz, BoundRound, RoundPlan, bind_round
 from fedcore.privacy import NoPrivacy, PrivacyLedger, Release
 from fedcore.training import ExampleLevelPrivacy
 
@@ -76,6 +76,8 @@ def first_round(job: Job, dim: int) -> BoundRound | None:
     plan = job.plan
     if plan is None:
         return None
+    if isinstance(plan.secagg, Bonawitz):
+        plan.secagg.check_margin(job.clients_per_round)
     round_plan = RoundPlan(
         run=plan,
         run_id="preflight",

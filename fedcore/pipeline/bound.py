@@ -176,7 +176,7 @@ def _secagg(plan: RoundPlan, dim: int, ring: Ring, minimum: int) -> Plan | None:
     threat = Threat(
         corrupt=secagg.corrupt,
         dropout=plan.run.dropout,
-        security_bits=secagg.security_bits,
+        security_bits=secagg.bits(plan.clients),
         correctness_bits=secagg.correctness_bits,
     )
     return make_plan(
@@ -187,6 +187,7 @@ def _secagg(plan: RoundPlan, dim: int, ring: Ring, minimum: int) -> Plan | None:
         minimum_survivors=minimum,
         context=plan.digest(),
         authority=NOBODY if secagg.authority is None else bytes.fromhex(secagg.authority),
+        roster=bytes.fromhex(plan.roster) if plan.roster else NOBODY,
     )
 
 

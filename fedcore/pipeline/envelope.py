@@ -21,8 +21,11 @@ BOX: Final = "box"
 VECTOR_TYPE: Final = "fedcore/packed/v1"
 """Serialisation type of that array: bytes, one uint8 each."""
 
-Stage: TypeAlias = Literal["advertise", "share", "upload", "endorse", "reveal"]
+Stage: TypeAlias = Literal["identify", "advertise", "share", "upload", "endorse", "reveal"]
 STAGES: Final[tuple[Stage, ...]] = ("advertise", "share", "upload", "endorse", "reveal")
+"""The stages of a round; a device answers each of them once."""
+IDENTIFY: Final = "identify"
+"""Before rounds of enrolled devices, and outside of them: who a node is."""
 Field: TypeAlias = str | int | bytes
 T = TypeVar("T")
 
@@ -66,8 +69,8 @@ class Envelope:
             PeerProtocolError: An entry is missing or of the wrong type.
         """
         stage = typed(fields, "stage", str)
-        if stage not in STAGES:
-            msg = f"stage must be one of {STAGES}, found {stage!r:.40}"
+        if stage not in (*STAGES, IDENTIFY):
+            msg = f"stage must be one of {(*STAGES, IDENTIFY)}, found {stage!r:.40}"
             raise PeerProtocolError(msg)
         return cls(
             stage=stage,

@@ -22,6 +22,7 @@ from fedcore.codec import Clip, Dense, Hadamard, NoRotation, Quantize, RandomK
 from fedcore.crypto import transcript_hash
 from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.privacy import DistributedGaussian, DistributedSkellam, NoPrivacy
+from fedcore.secagg.parameters import COMPLETE_UP_TO, GRINDING_BITS, SECURITY_BITS
 
 _EXACT = 2**53
 """Below it a float that is whole is the integer."""
@@ -90,7 +91,8 @@ class Bonawitz:
 
     Attributes:
         corrupt: Fraction of the cohort that may collude with the coordinator.
-        security_bits: Secrecy fails with probability 2^-this.
+        security_bits: Secrecy fails with probability 2^-this for one draw of the graph. None
+            takes `bits`.
         correctness_bits: An honest round fails with probability 2^-this.
         authority: Public key of the root that enrolled the devices, 64 hexadecimal digits.
             With it every key is signed and the survivors are agreed upon; None is for
@@ -98,7 +100,7 @@ class Bonawitz:
     """
 
     corrupt: float = 0.1
-    security_bits: int = 40
+    security_bits: int | None = None
     correctness_bits: int = 30
     authority: str | None = None
     kind: Literal["bonawitz"] = "bonawitz"
@@ -108,7 +110,7 @@ class Bonawitz:
             msg = f"secagg.corrupt must be in [0, 0.5), got {self.corrupt}"
             raise ConfigurationError(msg)
         for name, bits in (
-            ("security_bits", self.security_bits),
+            ("security_bits", self.bits(clients=0)),
             ("correctness_bits", self.correctness_bits),
         ):
             if not 10 <= bits <= 128:
@@ -116,6 +118,35 @@ class Bonawitz:
                 raise ConfigurationError(msg)
         if self.authority is not None:
             _check_key("secagg.authority", self.authority)
+
+    def must_pay_for_draws(self, clients: int) -> bool:
+        """Return whether the draw of the graph is what protects enrolled devices.
+
+        A complete graph is drawn in one way only, and without certificates the coordinator
+        can be anybody: there is nothing to protect.
+        """
+        return self.authority is not None and clients > COMPLETE_UP_TO
+
+    def bits(self, clients: int) -> int:
+        """Return `security_bits`; by default 40, and 80 where the coordinator may draw often."""
+        if self.security_bits is not None:
+            return self.security_bits
+        return SECURITY_BITS + GRINDING_BITS * self.must_pay_for_draws(clients)
+
+    def check_margin(self, clients: int) -> None:
+        """Refuse bits that no device's policy accepts, unless its owner changed it.
+
+        Raises:
+            ConfigurationError: Fewer than 80 where the coordinator may draw often.
+        """
+        needed = SECURITY_BITS + GRINDING_BITS
+        if self.must_pay_for_draws(clients) and self.bits(clients) < needed:
+            msg = (
+                f"secagg.security_bits must be at least {needed} for more than {COMPLETE_UP_TO} "
+                f"enrolled devices, got {self.security_bits} for {clients}: set it to {needed} or "
+                f"null, or invite at most {COMPLETE_UP_TO}"
+            )
+            raise ConfigurationError(msg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +287,8 @@ class RoundPlan:
         clients: How many are invited.
         dim: Length of the flat update.
         model_digest: SHA-256 of the model that the clients train from, in hex.
+        roster: Hash of the invited devices' identity keys, in hex (see
+            `fedcore.secagg.seating`); empty if they do not sign, or are not known yet.
     """
 
     run: RunPlan
@@ -265,6 +298,7 @@ class RoundPlan:
     clients: int
     dim: int
     model_digest: str
+    roster: str = ""
 
     def __post_init__(self) -> None:
         for name, value, low in (
@@ -276,6 +310,8 @@ class RoundPlan:
             if not low <= value < 1 << 48:
                 msg = f"{name} must be in {low}..2^48, got {value}"
                 raise ConfigurationError(msg)
+        if self.roster:
+            _check_key("roster", self.roster)
 
     def to_bytes(self) -> bytes:
         """Return canonical JSON: equal plans give equal bytes."""

@@ -14,6 +14,7 @@ from fedcore.secagg.loopback import RoundResult, run_round
 from fedcore.secagg.machine import CLIENT_TRANSITIONS, OneShot, expected_request, step
 from fedcore.secagg.parameters import Degree, Threat, choose_degree, sparse_degree
 from fedcore.secagg.plan import Plan, make_plan
+from fedcore.secagg.seating import roster_digest
 from fedcore.secagg.server import Outcome, invite
 from fedcore.secagg.storage import dump_state, load_state
 from fedcore.secagg.wire import decode, encode
@@ -43,6 +44,7 @@ __all__ = [
     "join",
     "load_state",
     "make_plan",
+    "roster_digest",
     "run_round",
     "sparse_degree",
     "step",

@@ -54,6 +54,7 @@ from fedcore.secagg.messages import (
     check_advertisement,
 )
 from fedcore.secagg.plan import Plan
+from fedcore.secagg.seating import check_seat, keys_at
 from fedcore.vectors import RingVector
 
 
@@ -246,12 +247,18 @@ class AwaitingDelivery:
 
 @dataclass(frozen=True, slots=True)
 class AwaitingRoster:
-    """The keys are advertised; the client waits for its peers' keys."""
+    """The keys are advertised; the client waits for its peers' keys.
+
+    Attributes:
+        identity_keys: Of each neighbour, from the list of the invited; empty without
+            authentication.
+    """
 
     client: ClientId
     plan: Plan
     mask_secret: bytes = field(repr=False)
     share_secret: bytes = field(repr=False)
+    identity_keys: Mapping[ClientId, bytes] = field(default_factory=dict)
 
     def on_roster(
         self,
@@ -273,7 +280,8 @@ class AwaitingRoster:
 
         Raises:
             PeerProtocolError: The roster has a client that is not our neighbour, a
-                key twice, an invalid key, or one that its owner did not sign.
+                key twice, an invalid key, or one that was not signed by the device
+                whose index it is.
             RoundAbortedError: Too few peers to share with.
         """
         strangers = message.keys.keys() - self.plan.neighbours_of(self.client)
@@ -284,9 +292,11 @@ class AwaitingRoster:
         if len(set(keys)) != len(keys):
             msg = "every key on the roster must be different, found one twice"
             raise PeerProtocolError(msg)
-        identity_keys = (
-            _certified(message, self.plan, identity, now) if self.plan.authenticated else {}
-        )
+        if self.plan.authenticated:
+            if identity is None:
+                raise _not_enrolled()
+            for peer, advertised in message.keys.items():
+                check_advertisement(advertised, peer, self.plan, self.identity_keys[peer], now)
         peers = sorted(message.keys)
         _require(len(peers), self.plan.threshold, "sharing")
         digest = self.plan.digest()
@@ -312,7 +322,7 @@ class AwaitingRoster:
             self_mask_seed=seed,
             pair_keys=keys_of_pairs,
             mask_keys={peer: key.mask_key for peer, key in message.keys.items()},
-            identity_keys=identity_keys,
+            identity_keys={p: key for p, key in self.identity_keys.items() if p in message.keys},
         ), EncryptedShares(boxes, seed_commitment(digest, self.client, seed))
 
 
@@ -330,23 +340,31 @@ def join(
 
     Raises:
         PeerProtocolError: The plan wants signatures, and this client has no identity
-            that the plan's authority certifies.
+            that the plan's authority certifies; or the index is not the rank of its key
+            among the invited.
     """
     mask, share = KeyPair.generate(entropy, "mask-key"), KeyPair.generate(entropy, "share-key")
-    credential = None
-    if message.plan.authenticated:
+    plan, credential, peers = message.plan, None, {}
+    if plan.authenticated:
         if identity is None:
-            msg = "the round wants signed keys, but this device is not enrolled: enroll it first"
-            raise PeerProtocolError(msg)
-        identity.certificate.check(message.plan.authority, now)
+            raise _not_enrolled()
+        identity.certificate.check(plan.authority, now)
+        check_seat(
+            message.identity_keys,
+            roster=plan.roster,
+            clients=plan.clients,
+            client=message.client,
+            own_key=identity.certificate.key,
+        )
+        peers = keys_at(message.identity_keys, plan.neighbours_of(message.client))
         credential = Credential.sign(
             identity,
-            digest=message.plan.digest(),
+            digest=plan.digest(),
             client=message.client,
             mask_key=mask.public,
             share_key=share.public,
         )
-    state = AwaitingRoster(message.client, message.plan, mask.secret, share.secret)
+    state = AwaitingRoster(message.client, plan, mask.secret, share.secret, peers)
     return state, Advertisement(mask.public, share.public, credential)
 
 
@@ -355,22 +373,9 @@ ClientState: TypeAlias = (
 )
 
 
-def _certified(
-    message: Roster, plan: Plan, identity: Identity | None, now: int
-) -> dict[ClientId, bytes]:
-    """Return the peers' identity keys, each certified, different, and none of them ours."""
-    if identity is None:
-        msg = "the round wants signed keys, but this device is not enrolled: enroll it first"
-        raise PeerProtocolError(msg)
-    keys: dict[ClientId, bytes] = {}
-    for peer, advertised in message.keys.items():
-        check_advertisement(advertised, peer, plan, now)
-        if advertised.credential is not None:
-            keys[peer] = advertised.credential.certificate.key
-    if len({*keys.values(), identity.certificate.key}) <= len(keys):
-        msg = "every peer must have an identity of its own, found one twice on the roster"
-        raise PeerProtocolError(msg)
-    return keys
+def _not_enrolled() -> PeerProtocolError:
+    msg = "the round wants signed keys, but this device is not enrolled: enroll it first"
+    return PeerProtocolError(msg)
 
 
 def _reveal(

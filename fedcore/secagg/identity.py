@@ -23,9 +23,9 @@ from fedcore.crypto import transcript_hash
 from fedcore.crypto.signatures import SigningKey, VerifyKey
 from fedcore.errors import ConfigurationError, PeerProtocolError, VerificationError
 from fedcore.secagg.fields import Reader
+from fedcore.secagg.seating import IDENTITY_BYTES
 
 SIGNATURE_BYTES: Final = 64
-IDENTITY_BYTES: Final = 32
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TIME_BYTES: Final = 8
 
@@ -138,11 +138,12 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """Proof that the keys of an advertisement are a device's own.
+    """Proof that something is a device's own: the keys of an advertisement, or a node.
 
     Attributes:
         certificate: Of the device.
-        signature: Of its identity key over the round, its index and both keys; 64 bytes.
+        signature: Of its identity key, 64 bytes: over the round, its index and both keys, or
+            over the number of its node.
     """
 
     certificate: Certificate
@@ -169,9 +170,38 @@ class Credential:
             f"the advertisement of client {client}",
         )
 
+    @classmethod
+    def of_node(cls, identity: Identity, node_id: int) -> Credential:
+        """Return the proof that the device with this identity runs the node `node_id`."""
+        return cls(identity.certificate, identity.key.sign(_node(node_id)))
+
+    def check_node(self, node_id: int, authority: bytes, now: int) -> None:
+        """Accept a node only of a device that the authority enrolled.
+
+        Certificates are seen by neighbours: without the signature, whoever has seen one
+        could answer with it and take its owner's place.
+
+        Raises:
+            PeerProtocolError: Not certified, expired, or signed for another node.
+        """
+        self.certificate.check(authority, now)
+        verify(self.certificate.key, _node(node_id), self.signature, f"the answer of {node_id}")
+
     def to_bytes(self) -> bytes:
         """Return the canonical encoding: the certificate, then the signature."""
         return self.certificate.to_bytes() + self.signature
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Credential:
+        """Return the credential that `data` encodes, and nothing else.
+
+        Raises:
+            PeerProtocolError: It is malformed.
+        """
+        reader = Reader(data)
+        credential = cls.read(reader)
+        reader.end("a credential")
+        return credential
 
     @classmethod
     def read(cls, reader: Reader) -> Credential:
@@ -227,6 +257,10 @@ def _statement(name: str, key: bytes, expires_at: int) -> bytes:
         key,
         expires_at.to_bytes(_TIME_BYTES, "little"),
     )
+
+
+def _node(node_id: int) -> bytes:
+    return transcript_hash("fedcore/v1/node", node_id.to_bytes(8, "little"))
 
 
 def _advertised(digest: bytes, client: int, mask_key: bytes, share_key: bytes) -> bytes:

@@ -6,12 +6,12 @@ format, so what passes here is what passes between a server and its devices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias, TypeVar
 
 from fedcore.crypto import Entropy, SystemEntropy
-from fedcore.errors import ConfigurationError
+from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.secagg import server
 from fedcore.secagg.client import ClientState, join
 from fedcore.secagg.identity import Identity
@@ -27,7 +27,8 @@ from fedcore.secagg.messages import (
     Request,
     Reveal,
 )
-from fedcore.secagg.plan import Plan
+from fedcore.secagg.plan import NOBODY, Plan
+from fedcore.secagg.seating import roster_digest
 from fedcore.secagg.server import Outcome
 from fedcore.secagg.wire import decode, encode
 from fedcore.vectors import RingVector
@@ -75,12 +76,13 @@ def run_round(
         drops: Who disappears, and before which message.
         entropy: The operating system's if None.
         identities: Of each client, by key of `inputs`; needed if the plan is authenticated.
+            Their keys become the plan's roster if it names none.
         now: Unix time in seconds, for the certificates.
 
     Raises:
         ConfigurationError: `inputs` or `drops` do not fit the plan.
-        PeerProtocolError: An identity is missing, expired or not certified by the plan's
-            authority.
+        PeerProtocolError: An identity is missing, there twice, expired or not certified by
+            the plan's authority.
         RoundAbortedError: Too few clients are left at some stage.
 
     Example:
@@ -91,25 +93,41 @@ def run_round(
         >>> run_round(inputs, plan).total.tolist()
         [150, 5]
     """
-    names = sorted(inputs)
-    drops = drops or {}
+    names, drops, identity_keys = sorted(inputs), drops or {}, list[bytes]()
     if len(names) != plan.clients or not drops.keys() <= inputs.keys():
         msg = (
             f"expected inputs of {plan.clients} clients and drops among them, "
             f"found {len(names)} inputs and drops of {sorted(drops.keys() - inputs.keys())}"
         )
         raise ConfigurationError(msg)
+    if plan.authenticated:
+        names, identity_keys = _seated(names, identities or {})
+        if plan.roster == NOBODY:
+            plan = replace(plan, roster=roster_digest(identity_keys))
     vectors = {index: plan.ring.reduce(inputs[name]) for index, name in enumerate(names)}
     schedule = {names.index(name): STAGES.index(stage) for name, stage in drops.items()}
     known = {index: (identities or {}).get(name) for index, name in enumerate(names)}
     link = _Loopback(plan, vectors, schedule, entropy or SystemEntropy(), identities=known, now=now)
-    outcome = link.run()
+    outcome = link.run(identity_keys)
     return RoundResult(
         total=outcome.total,
         survivors=frozenset(names[index] for index in outcome.survivors),
         sent_bytes={name: link.sent[index] for index, name in enumerate(names)},
         received_bytes={name: link.received[index] for index, name in enumerate(names)},
     )
+
+
+def _seated(
+    names: Sequence[int], identities: Mapping[int, Identity]
+) -> tuple[list[int], list[bytes]]:
+    """Return the clients in the order of their identity keys, and these keys."""
+    missing = set(names) - identities.keys()
+    if missing:
+        msg = f"the round wants signed keys, but clients {sorted(missing)} are not enrolled"
+        raise PeerProtocolError(msg)
+    keys = {name: identities[name].certificate.key for name in names}
+    order = sorted(names, key=keys.__getitem__)
+    return order, [keys[name] for name in order]
 
 
 class _Loopback:
@@ -135,8 +153,8 @@ class _Loopback:
         self._now = now
         self._states: dict[ClientId, OneShot] = {}
 
-    def run(self) -> Outcome:
-        joining, invitations = server.invite(self._plan)
+    def run(self, identity_keys: Sequence[bytes]) -> Outcome:
+        joining, invitations = server.invite(self._plan, identity_keys)
         joining = self._exchange(
             0,
             invitations,

@@ -16,7 +16,7 @@ of one kind or the other: the type cannot express both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -33,10 +33,18 @@ Box: TypeAlias = bytes
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """Asks one client to join."""
+    """Asks one client to join.
+
+    Attributes:
+        client: Its index.
+        plan: The round's.
+        identity_keys: Of all that are invited, by index, 32 bytes each; empty if the round
+            is not authenticated.
+    """
 
     client: ClientId
     plan: Plan
+    identity_keys: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +62,26 @@ class Advertisement:
     credential: Credential | None = None
 
 
-def check_advertisement(message: Advertisement, client: ClientId, plan: Plan, now: int) -> None:
-    """Accept the keys of `client` only if a device that the authority enrolled signed them.
+def check_advertisement(
+    message: Advertisement, client: ClientId, plan: Plan, identity_key: bytes, now: int
+) -> None:
+    """Accept the keys of `client` only if the enrolled device at its index signed them.
+
+    Args:
+        message: The keys.
+        client: Whose they are to be.
+        plan: The round's.
+        identity_key: At its place in the list of the invited, 32 bytes.
+        now: Unix time in seconds.
 
     Raises:
         PeerProtocolError: Not signed, by somebody else, for another round, or expired.
     """
     if message.credential is None:
         msg = f"the keys of client {client} must be signed, found no credential"
+        raise PeerProtocolError(msg)
+    if message.credential.certificate.key != identity_key:
+        msg = f"client {client} must be the device whose key has that index, found another"
         raise PeerProtocolError(msg)
     message.credential.certificate.check(plan.authority, now)
     message.credential.check(

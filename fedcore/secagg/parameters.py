@@ -29,6 +29,11 @@ from math import ceil, exp, lgamma, log
 from fedcore.errors import ConfigurationError
 
 COMPLETE_UP_TO = 128
+SECURITY_BITS = 40
+GRINDING_BITS = 40
+"""A sparse graph follows from a digest that the coordinator can vary: 2^40 draws of it are
+paid for by as many bits on top of 40."""
+MOST_BITS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Threat:
 
     corrupt: float = 0.1
     dropout: float = 0.1
-    security_bits: int = 40
+    security_bits: int = SECURITY_BITS
     correctness_bits: int = 30
     malicious: bool = True
 
@@ -59,6 +64,10 @@ class Threat:
                 f"got dropout={self.dropout}, corrupt={self.corrupt}"
             )
             raise ConfigurationError(msg)
+        for name in ("security_bits", "correctness_bits"):
+            if not 1 <= getattr(self, name) <= MOST_BITS:
+                msg = f"secagg.{name} must be in 1..{MOST_BITS}, got {getattr(self, name)}"
+                raise ConfigurationError(msg)
 
 
 @dataclass(frozen=True, slots=True)

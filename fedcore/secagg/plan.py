@@ -17,13 +17,15 @@ from fedcore.ring import Ring
 from fedcore.secagg.graph import neighbourhood
 from fedcore.secagg.parameters import Threat, choose_degree
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
+SUITE: Final = 1
+"""X25519, HKDF-SHA256, AES-256-CTR, AES-256-GCM, Ed25519, Shamir over 65521: the only one."""
 MOST_CLIENTS: Final = 65_520
 """Evaluation points of the secret sharing."""
 NOBODY: Final = bytes(DIGEST_BYTES)
-"""In place of an authority: the round is not authenticated."""
-_KEYS_BYTES: Final = 2 * DIGEST_BYTES
-_FORMAT: Final = struct.Struct("<HIIIIBQ")
+"""In place of an authority and of a roster: the round is not authenticated."""
+_KEYS_BYTES: Final = 3 * DIGEST_BYTES
+_FORMAT: Final = struct.Struct("<HHIIIIBQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,9 @@ class Plan:
         context: 32 bytes that bind the run, round, attempt, codec and model.
         authority: Public key of the root that enrolled the clients, 32 bytes; zeros for
             a simulation, in which nobody signs anything.
+        roster: Hash of the invited devices' identity keys, from which their indices follow,
+            32 bytes (see `fedcore.secagg.seating`); zeros until they are known. No list
+            has that hash, so no enrolled device joins.
 
     Raises:
         ConfigurationError: The values contradict each other.
@@ -54,6 +59,7 @@ class Plan:
     dim: int
     context: bytes = bytes(DIGEST_BYTES)
     authority: bytes = NOBODY
+    roster: bytes = NOBODY
 
     def __post_init__(self) -> None:
         if not 2 <= self.clients <= MOST_CLIENTS:
@@ -83,10 +89,13 @@ class Plan:
         if not 1 <= self.dim < 1 << 40:
             msg = f"secagg.dim must be positive and below 2^40, got {self.dim}"
             raise ConfigurationError(msg)
-        for name, value in (("context", self.context), ("authority", self.authority)):
-            if len(value) != DIGEST_BYTES:
-                msg = f"secagg.{name} must be {DIGEST_BYTES} bytes, got {len(value)}"
+        for name in ("context", "authority", "roster"):
+            if len(getattr(self, name)) != DIGEST_BYTES:
+                msg = f"secagg.{name} must be {DIGEST_BYTES} bytes, got {len(getattr(self, name))}"
                 raise ConfigurationError(msg)
+        if self.roster != NOBODY and not self.authenticated:
+            msg = "secagg.roster names certified devices: name their secagg.authority too"
+            raise ConfigurationError(msg)
 
     @property
     def authenticated(self) -> bool:
@@ -103,8 +112,10 @@ class Plan:
         return (
             self.context
             + self.authority
+            + self.roster
             + _FORMAT.pack(
                 PROTOCOL_VERSION,
+                SUITE,
                 self.clients,
                 self.neighbours,
                 self.threshold,
@@ -119,12 +130,12 @@ class Plan:
         """Return the plan that `data` encodes.
 
         Raises:
-            ConfigurationError: Wrong length or version, or values out of range.
+            ConfigurationError: Wrong length, version or suite, or values out of range.
         """
         if len(data) != _KEYS_BYTES + _FORMAT.size:
             msg = f"a plan takes {_KEYS_BYTES + _FORMAT.size} bytes, found {len(data)}"
             raise ConfigurationError(msg)
-        version, clients, neighbours, threshold, minimum, bits, dim = _FORMAT.unpack(
+        version, suite, clients, neighbours, threshold, minimum, bits, dim = _FORMAT.unpack(
             data[_KEYS_BYTES:]
         )
         if version != PROTOCOL_VERSION:
@@ -133,8 +144,12 @@ class Plan:
                 "update the older side"
             )
             raise ConfigurationError(msg)
-        context, authority = data[:DIGEST_BYTES], data[DIGEST_BYTES:_KEYS_BYTES]
-        return cls(clients, neighbours, threshold, minimum, bits, dim, context, authority)
+        if suite != SUITE:
+            msg = f"expected suite {SUITE}, found {suite}: there is no other in this version"
+            raise ConfigurationError(msg)
+        starts = range(0, _KEYS_BYTES, DIGEST_BYTES)
+        hashes = (data[start : start + DIGEST_BYTES] for start in starts)
+        return cls(clients, neighbours, threshold, minimum, bits, dim, *hashes)
 
     def digest(self) -> bytes:
         """Return the 32 bytes from which every key of the round is derived."""
@@ -154,6 +169,7 @@ def make_plan(
     minimum_survivors: int | None = None,
     context: bytes = bytes(DIGEST_BYTES),
     authority: bytes = NOBODY,
+    roster: bytes = NOBODY,
 ) -> Plan:
     """Return the plan for a cohort; graph and threshold follow from `threat`.
 
@@ -165,6 +181,7 @@ def make_plan(
         minimum_survivors: Default: as many as `threat.dropout` leaves.
         context: 32 bytes that bind the rest of the round.
         authority: Public key of the root that enrolled the clients, 32 bytes.
+        roster: Hash of the list of their identity keys, 32 bytes.
 
     Raises:
         ConfigurationError: No parameters withstand `threat` with so many clients.
@@ -187,4 +204,5 @@ def make_plan(
         dim=dim,
         context=context,
         authority=authority,
+        roster=roster,
     )

@@ -15,7 +15,7 @@ is refused; the state is unchanged and the round goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -28,7 +28,7 @@ from fedcore.crypto import (
     check_share,
     combine,
 )
-from fedcore.errors import PeerProtocolError, RoundAbortedError
+from fedcore.errors import ConfigurationError, PeerProtocolError, RoundAbortedError
 from fedcore.secagg.masks import pairwise_masks, seed_commitment
 from fedcore.secagg.messages import (
     Advertisement,
@@ -44,8 +44,9 @@ from fedcore.secagg.messages import (
     Survivors,
     check_advertisement,
 )
-from fedcore.secagg.plan import Plan
+from fedcore.secagg.plan import NOBODY, Plan
 from fedcore.secagg.running_sum import RunningSum
+from fedcore.secagg.seating import roster_digest
 from fedcore.vectors import RingVector
 
 
@@ -324,6 +325,7 @@ class AwaitingAdvertisements:
     """The clients are invited; the server collects their keys."""
 
     plan: Plan
+    identity_keys: Sequence[bytes] = ()
     advertisements: Mapping[ClientId, Advertisement] = field(default_factory=dict)
 
     def on_advertisement(
@@ -352,7 +354,7 @@ class AwaitingAdvertisements:
         check_public_key(message.mask_key)
         check_public_key(message.share_key)
         if self.plan.authenticated:
-            check_advertisement(message, client, self.plan, now)
+            check_advertisement(message, client, self.plan, self.identity_keys[client], now)
         return replace(self, advertisements={**self.advertisements, client: message})
 
     def close(self) -> tuple[AwaitingShares, dict[ClientId, Roster]]:
@@ -374,10 +376,31 @@ class AwaitingAdvertisements:
         return AwaitingShares(self.plan, keys, rosters), requests
 
 
-def invite(plan: Plan) -> tuple[AwaitingAdvertisements, dict[ClientId, Invitation]]:
-    """Start a round: one invitation per client."""
-    invitations = {client: Invitation(client, plan) for client in range(plan.clients)}
-    return AwaitingAdvertisements(plan), invitations
+def invite(
+    plan: Plan, identity_keys: Sequence[bytes] = ()
+) -> tuple[AwaitingAdvertisements, dict[ClientId, Invitation]]:
+    """Start a round: one invitation per client.
+
+    Args:
+        plan: The public parameters.
+        identity_keys: Of all that are invited, strictly increasing, 32 bytes each; empty if
+            the plan is not authenticated.
+
+    Raises:
+        ConfigurationError: They are not those that the plan was made for.
+    """
+    expected = plan.clients if plan.authenticated else 0
+    found = roster_digest(identity_keys) if plan.authenticated else NOBODY
+    if len(identity_keys) != expected or found != plan.roster:
+        msg = (
+            f"expected the {expected} identity keys that the plan names, found "
+            f"{len(identity_keys)} or others: make the plan with roster=roster_digest(keys)"
+        )
+        raise ConfigurationError(msg)
+    invitations = {
+        client: Invitation(client, plan, identity_keys) for client in range(plan.clients)
+    }
+    return AwaitingAdvertisements(plan, identity_keys), invitations
 
 
 ServerState: TypeAlias = (
@@ -389,16 +412,9 @@ ServerState: TypeAlias = (
 )
 
 
-def _keys_of(message: Advertisement) -> frozenset[tuple[str, bytes]]:
-    """Return the keys that no other client may use, each with its purpose.
-
-    An identity key is public and the same in every round: whoever advertised it as a
-    round key would otherwise keep its owner out.
-    """
-    keys = {("round", message.mask_key), ("round", message.share_key)}
-    if message.credential is not None:
-        keys.add(("identity", message.credential.certificate.key))
-    return frozenset(keys)
+def _keys_of(message: Advertisement) -> frozenset[bytes]:
+    """Return the keys that no other client may use; identity keys have their own places."""
+    return frozenset((message.mask_key, message.share_key))
 
 
 def _expect_once(

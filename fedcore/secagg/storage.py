@@ -7,6 +7,7 @@ replaced by the successor before the reply leaves.
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from fedcore.crypto import KEY_BYTES, SEED_BYTES, SHARE_BYTES
@@ -20,10 +21,10 @@ from fedcore.secagg.client import (
     Finished,
 )
 from fedcore.secagg.fields import Reader, write_map, write_set, write_u32
-from fedcore.secagg.identity import IDENTITY_BYTES
 from fedcore.secagg.plan import Plan
+from fedcore.secagg.seating import IDENTITY_BYTES
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _PLAN_BYTES: Final = len(Plan(2, 1, 1, 2, 1, 1).to_bytes())
 _TAGS: Final[dict[type[ClientState], int]] = {
     AwaitingRoster: 1,
@@ -38,8 +39,9 @@ def dump_state(state: ClientState) -> bytes:
     """Return the bytes of `state`; they are secret."""
     head = bytes((_VERSION, _TAGS[type(state)]))
     match state:
-        case AwaitingRoster(client, plan, mask_secret, share_secret):
-            return head + _identity(client, plan) + mask_secret + share_secret
+        case AwaitingRoster(client, plan, mask_secret, share_secret, keys):
+            body = mask_secret + share_secret + write_map(keys)
+            return head + _identity(client, plan) + body
         case AwaitingDelivery(client, plan, mask_secret, seed, pair_keys, mask_keys, keys):
             body = mask_secret + seed + write_map(pair_keys) + write_map(mask_keys)
             return head + _identity(client, plan) + body + write_map(keys)
@@ -82,7 +84,9 @@ def _parse_active(reader: Reader, tag: int) -> ClientState:
         msg = f"the stored index must be below {plan.clients}, found {client}"
         raise PeerProtocolError(msg)
     if tag == _TAGS[AwaitingRoster]:
-        return AwaitingRoster(client, plan, reader.take(KEY_BYTES), reader.take(KEY_BYTES))
+        secrets = reader.take(KEY_BYTES), reader.take(KEY_BYTES)
+        neighbours = plan.neighbours_of(client)
+        return AwaitingRoster(client, plan, *secrets, _parse_keys(reader, neighbours, plan))
     if tag == _TAGS[AwaitingDelivery]:
         mask_secret, seed = reader.take(KEY_BYTES), reader.take(SEED_BYTES)
         maps = _parse_maps(reader, KEY_BYTES, client, plan)
@@ -99,14 +103,19 @@ def _parse_maps(
 ) -> tuple[dict[int, bytes], dict[int, bytes], dict[int, bytes]]:
     """Return two maps over the same neighbours of `client`, and their identity keys."""
     first, second = reader.bytes_map(size), reader.bytes_map(size)
-    keys = reader.bytes_map(IDENTITY_BYTES)
     if first.keys() != second.keys() or not first.keys() <= plan.neighbours_of(client):
         msg = f"expected two secrets of each stored peer, found {len(first)} and {len(second)}"
         raise PeerProtocolError(msg)
-    if keys.keys() != (first.keys() if plan.authenticated else set()):
+    return first, second, _parse_keys(reader, first.keys(), plan)
+
+
+def _parse_keys(reader: Reader, peers: AbstractSet[int], plan: Plan) -> dict[int, bytes]:
+    """Return the identity key of each of `peers`; none in an unauthenticated round."""
+    keys = reader.bytes_map(IDENTITY_BYTES)
+    if keys.keys() != (peers if plan.authenticated else set()):
         msg = f"expected the identity key of each stored peer, found {len(keys)}"
         raise PeerProtocolError(msg)
-    return first, second, keys
+    return keys
 
 
 def _identity(client: int, plan: Plan) -> bytes:

@@ -4,7 +4,8 @@
     map<T>     = count(u32) { peer(u32) T }     peers strictly increasing
     set        = count(u32) { peer(u32) }       strictly increasing
 
-An advertisement is two keys, and in authenticated rounds a certificate and a signature.
+In authenticated rounds an invitation ends with the identity keys of all that are invited,
+and an advertisement's two keys are followed by a certificate and a signature.
 Everything is little-endian and of fixed or stated width, so each message has one encoding
 and a decoder needs no limits but the length of its input. The masked vector is
 packed to the ring's width; its length follows from the plan.
@@ -36,11 +37,12 @@ from fedcore.secagg.messages import (
     SecAggMessage,
     Survivors,
 )
-from fedcore.secagg.plan import Plan
+from fedcore.secagg.plan import PROTOCOL_VERSION, Plan
+from fedcore.secagg.seating import IDENTITY_BYTES
 
 BOX_BYTES: Final = 2 * SHARE_BYTES + TAG_BYTES
 _MAGIC: Final = b"fC"
-_VERSION: Final = 1
+_VERSION: Final = PROTOCOL_VERSION
 _HEADER: Final = 4
 _PLAN_BYTES: Final = len(Plan(2, 1, 1, 2, 1, 1).to_bytes())
 
@@ -91,8 +93,8 @@ def decode(data: bytes, kind: type[M], plan: Plan | None = None) -> M:
 
 def _body(message: _Short) -> bytes:
     match message:
-        case Invitation(client, invited):
-            return write_u32(client) + invited.to_bytes()
+        case Invitation(client, invited, identity_keys):
+            return write_u32(client) + invited.to_bytes() + b"".join(identity_keys)
         case Advertisement():
             return _write_advertisement(message)
         case Roster(keys):
@@ -141,7 +143,8 @@ def _parse_invitation(reader: Reader) -> Invitation:
     if client >= plan.clients:
         msg = f"the invited index must be below {plan.clients}, found {client}"
         raise PeerProtocolError(msg)
-    return Invitation(client, plan)
+    count = plan.clients if plan.authenticated else 0
+    return Invitation(client, plan, tuple(reader.take(IDENTITY_BYTES) for _ in range(count)))
 
 
 def _write_advertisement(message: Advertisement) -> bytes:

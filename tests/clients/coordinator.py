@@ -7,6 +7,7 @@ round. Messages of Flower need an identity: use it inside `Identity(...).assumed
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from fedcore.pipeline import (
     model_digest,
 )
 from fedcore.pipeline.envelope import STAGES, Stage
-from fedcore.secagg import decode, encode, invite
+from fedcore.secagg import Identity, decode, encode, invite, roster_digest
 from fedcore.secagg.messages import (
     Advertisement,
     EncryptedShares,
@@ -53,11 +54,23 @@ KINDS = {
     "reveal": (Reveal, "on_reveal"),
 }
 SEED = 3
-ENROLLED = simulated_identities(SEED)
+SIMULATED = simulated_identities(SEED)
 AUTHORITY = simulated_root(SEED).public.raw.hex()
 """Enrolled all clients."""
 UNSIGNED = RunPlan()
 SIGNED = RunPlan(secagg=Bonawitz(authority=AUTHORITY))
+
+
+@lru_cache
+def ranked() -> list[Identity]:
+    """Identities in the order of their keys: the first of them have the same ranks in any round."""
+    nodes = [SIMULATED(new_context(client)) for client in range(300)]
+    return sorted(nodes, key=lambda identity: identity.certificate.key)
+
+
+def enrolled(context: Context) -> Identity:
+    """The identity of a client, so that its index is its partition-id."""
+    return ranked()[int(context.node_config["partition-id"])]
 
 
 def stages_of(run: RunPlan) -> tuple[Stage, ...]:
@@ -83,7 +96,7 @@ def training_app(
     policy: DevicePolicy | None = None,
     *,
     seed: int | None = SEED,
-    identity: IdentitySource | None = ENROLLED,
+    identity: IdentitySource | None = enrolled,
     journal: JournalSource | None = None,
     unix_time: Callable[[], float] = lambda: 0.0,
     train: Callable[[Message, Context], RecordDict] = train,
@@ -115,6 +128,7 @@ class Coordinator:
     run: RunPlan = field(default_factory=RunPlan)
     changes: Mapping[str, Any] = field(default_factory=dict)
     contexts: list[Context] = field(default_factory=list)
+    keys: tuple[bytes, ...] = ()
     between: Callable[[Context], Context] = lambda context: context
 
     def __post_init__(self) -> None:
@@ -127,14 +141,18 @@ class Coordinator:
             "clients": CLIENTS,
             "dim": 12,
             "model_digest": model_digest(MODEL),
-        }
-        self.plan = RoundPlan(**(values | dict(self.changes)))
+        } | dict(self.changes)
         if not self.contexts:
             self.contexts = [new_context(client) for client in range(CLIENTS)]
+        keys: tuple[bytes, ...] = ()
+        if isinstance(self.run.secagg, Bonawitz) and self.run.secagg.authority is not None:
+            keys = self.keys or tuple(i.certificate.key for i in ranked()[: values["clients"]])
+            values = {"roster": roster_digest(keys).hex()} | values
+        self.plan = RoundPlan(**values)
         self.state: Any = None
         self.requests: dict[int, Request] = {}
         if self.bound.secagg is not None:
-            self.state, self.requests = invite(self.bound.secagg)
+            self.state, self.requests = invite(self.bound.secagg, keys)
 
     @property
     def bound(self) -> BoundRound:

@@ -25,11 +25,11 @@ from fedcore.secagg.messages import Endorsements, Survivors
 from tests.clients.coordinator import (
     AUTHORITY,
     CLIENTS,
-    ENROLLED,
     SEED,
     SIGNED,
     UNSIGNED,
     Coordinator,
+    enrolled,
     new_context,
     payload,
     stages_of,
@@ -148,7 +148,7 @@ def test_a_device_without_an_identity_does_not_join_a_signed_round():
 @pytest.mark.parametrize("stage", ["share", "endorse"])
 def test_a_device_that_loses_its_identity_in_the_middle_answers_nothing_more(stage):
     lost = []
-    app = training_app(PINNED, identity=lambda context: None if lost else ENROLLED(context))
+    app = training_app(PINNED, identity=lambda context: None if lost else enrolled(context))
     coordinator = Coordinator(app, SIGNED).advance(stage)
     lost.append(True)
     refused(coordinator, coordinator.message(stage), "identity|enroll", FedcoreError)

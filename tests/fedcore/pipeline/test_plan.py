@@ -44,6 +44,7 @@ CHANGED_ROUND = {
     "clients": 6,
     "dim": 13,
     "model_digest": "cd" * 32,
+    "roster": "ef" * 32,
 }
 INNER = [
     (RunPlan(sparsify=RandomK(0.5)), {"sparsify": RandomK(0.25)}),

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,15 @@ from fedcore.crypto import ReplayedEntropy
 from fedcore.crypto.signatures import SigningKey
 from fedcore.secagg import Certificate, Identity, Plan
 from fedcore.secagg.messages import Reply, Request
-from tests.fedcore.secagg.rehearsal import AUTHORITY, NOW, ROOT, Rehearsal, identity_of, stages_of
+from tests.fedcore.secagg.rehearsal import (
+    AUTHORITY,
+    NOW,
+    ROOT,
+    Rehearsal,
+    identity_of,
+    seated,
+    stages_of,
+)
 
 FILE: Final = Path(__file__).parents[2] / "vectors" / "secagg_v1.json"
 INPUTS: Final = [[0, 1, 2, 4095], [10, 20, 30, 40], [4095, 4095, 0, 1], [7, 7, 7, 7]]
@@ -90,7 +99,7 @@ def digest_of(rehearsal: Rehearsal) -> str:
 def record() -> dict[str, object]:
     """All rounds, as the file has them."""
     return {
-        "algorithm": "fedcore secure aggregation, protocol version 1: X25519, HKDF-SHA256, "
+        "algorithm": "fedcore secure aggregation, protocol version 2: X25519, HKDF-SHA256, "
         "AES-256-GCM boxes, AES-256-CTR masks, Shamir over 65521, Ed25519",
         "entropy": "ReplayedEntropy(seed), child client=<index>; clients answer by increasing "
         "index",
@@ -133,7 +142,7 @@ def _in_short(name: str, plan: Plan, absent: Mapping[int, str]) -> dict[str, obj
 def _describe(name: str, plan: Plan, absent: Mapping[int, str], seed: bytes) -> dict[str, Any]:
     assert set(absent.values()) <= set(stages_of(plan))
     context = hashlib.sha256(name.encode()).digest()
-    bound = Plan.from_bytes(context + plan.to_bytes()[len(context) :])
+    bound = seated(replace(plan, context=context))
     return {
         "name": name,
         "seed": seed.hex(),

@@ -10,7 +10,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -27,9 +27,11 @@ from fedcore.secagg import (
     encode,
     invite,
     join,
+    roster_digest,
     step,
 )
 from fedcore.secagg.messages import Invitation, Reply, Request
+from fedcore.secagg.plan import NOBODY
 from fedcore.secagg.server import (
     AwaitingAdvertisements,
     AwaitingEndorsements,
@@ -70,7 +72,18 @@ def complete_plan(clients: int = 5, **changes: object) -> Plan:
 
 def signed_plan(clients: int = 5, **changes: object) -> Plan:
     """`complete_plan`, whose clients `ROOT` enrolled."""
-    return complete_plan(clients, **({"authority": AUTHORITY} | changes))
+    return seated(complete_plan(clients, **({"authority": AUTHORITY} | changes)))
+
+
+def seated(plan: Plan) -> Plan:
+    """`plan` for the devices that rehearsals have, if it is for enrolled ones."""
+    return replace(plan, roster=roster_digest(keys_of(plan))) if plan.authenticated else plan
+
+
+def keys_of(plan: Plan) -> tuple[bytes, ...]:
+    """The identity keys of its clients."""
+    count = plan.clients if plan.authenticated else 0
+    return tuple(identity_of(client).certificate.key for client in range(count))
 
 
 def enroll(
@@ -83,8 +96,15 @@ def enroll(
 
 @lru_cache(maxsize=256)
 def identity_of(client: int) -> Identity:
-    """The identity that `client` has in every rehearsal."""
-    return enroll(SigningKey.generate(ReplayedEntropy(b"device %d" % client)), f"device-{client}")
+    """The identity that `client` has in every rehearsal, whatever its size."""
+    return enroll(_keys_by_rank()[client], f"device-{client}")
+
+
+@lru_cache
+def _keys_by_rank() -> list[SigningKey]:
+    """So many keys that the first of them have the same ranks in every rehearsal."""
+    keys = [SigningKey.generate(ReplayedEntropy(b"device %d" % number)) for number in range(256)]
+    return sorted(keys, key=lambda key: key.public.raw)
 
 
 def stages_of(plan: Plan) -> tuple[str, ...]:
@@ -108,7 +128,9 @@ class Rehearsal:
     def __post_init__(self) -> None:
         self.server: ServerState
         self.requests: dict[int, Request]
-        self.server, self.requests = invite(self.plan)
+        if self.plan.roster == NOBODY:
+            self.plan = seated(self.plan)
+        self.server, self.requests = invite(self.plan, keys_of(self.plan))
         if not self.vectors:
             self.vectors = {
                 client: self.plan.ring.reduce(np.arange(self.plan.dim) + 100 * client)

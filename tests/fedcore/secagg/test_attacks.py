@@ -505,6 +505,6 @@ def test_message_lengths_do_not_depend_on_the_inputs():
 def test_what_a_client_receives_follows_from_the_plan_alone():
     plan = complete_plan(5, ring_bits=12, dim=50)
     result = run_round(dict.fromkeys(range(5), plan.ring.zeros(50)), plan)
-    invitation, roster = 4 + 4 + 91, 8 + 4 * (4 + 64)
+    invitation, roster = 4 + 4 + 125, 8 + 4 * (4 + 64)
     boxes, survivors = 8 + 4 * (4 + 88), 8 + 5 * 4
     assert result.received_bytes == dict.fromkeys(range(5), invitation + roster + boxes + survivors)

@@ -38,13 +38,18 @@ from tests.fedcore.secagg.rehearsal import (
     at_stage,
     enroll,
     identity_of,
+    keys_of,
     refusal,
+    seated,
     signed_plan,
 )
 
 PLAN = signed_plan(6, minimum_survivors=3)
+UNSIGNED = replace(PLAN, authority=bytes(32), roster=bytes(32))
+INVITATION = Invitation(1, PLAN, keys_of(PLAN))
 EVERYBODY = frozenset(range(6))
 FOREIGN = SigningKey.generate(ReplayedEntropy(b"a root that nobody pinned"))
+TWO = identity_of(2).key
 SPY = SigningKey.generate(ReplayedEntropy(b"a device of the server"))
 OTHER_PLANS = {
     "another context": replace(PLAN, context=b"another round".ljust(32)),
@@ -83,8 +88,8 @@ def test_the_roster_of_an_honest_server_is_accepted():
     rehearsal, roster = changed()
     state, _ = rehearsal.answer(1, roster)
     assert state.identity_keys == {c: identity_of(c).certificate.key for c in (0, 2, 3, 4, 5)}
-    rehearsal, roster = substituted(sign_keys(enroll(SPY)))
-    assert rehearsal.answer(1, roster)[0].identity_keys[2] == SPY.public.raw
+    rehearsal, roster = substituted(sign_keys(enroll(TWO, "renewed", expires_at=EXPIRY + 1)))
+    assert rehearsal.answer(1, roster)[0].identity_keys == state.identity_keys
 
 
 def test_an_unsigned_key_is_refused():
@@ -122,31 +127,31 @@ def test_a_key_signed_for_another_index_is_refused(client):
 
 
 def test_a_device_enrolled_by_a_foreign_root_is_refused():
-    rehearsal, roster = substituted(sign_keys(enroll(SPY, root=FOREIGN)))
+    rehearsal, roster = substituted(sign_keys(enroll(TWO, root=FOREIGN)))
     with refusal(PeerProtocolError, "certificate of device is not signed by"):
         rehearsal.answer(1, roster)
 
 
 def test_a_device_that_enrolled_itself_is_refused():
-    rehearsal, roster = substituted(sign_keys(enroll(SPY, root=SPY)))
+    rehearsal, roster = substituted(sign_keys(enroll(TWO, root=TWO)))
     with refusal(PeerProtocolError, "certificate of device is not signed by"):
         rehearsal.answer(1, roster)
 
 
 @pytest.mark.parametrize("late", [0, 1, 10**9])
 def test_an_expired_certificate_is_refused(late):
-    rehearsal, roster = substituted(sign_keys(enroll(SPY, expires_at=NOW - late)))
+    rehearsal, roster = substituted(sign_keys(enroll(TWO, expires_at=NOW - late)))
     with refusal(PeerProtocolError, "certificate of device expired at .* enroll the device again"):
         rehearsal.answer(1, roster)
 
 
 def test_a_certificate_in_its_last_second_is_accepted():
-    rehearsal, roster = substituted(sign_keys(enroll(SPY, expires_at=NOW + 1)))
+    rehearsal, roster = substituted(sign_keys(enroll(TWO, expires_at=NOW + 1)))
     rehearsal.answer(1, roster)
 
 
 def test_a_certificate_whose_life_was_prolonged_is_refused():
-    signed = sign_keys(enroll(SPY, expires_at=NOW))
+    signed = sign_keys(enroll(TWO, expires_at=NOW))
     certificate = replace(signed.credential.certificate, expires_at=EXPIRY)
     prolonged = replace(signed.credential, certificate=certificate)
     rehearsal, roster = substituted(replace(signed, credential=prolonged))
@@ -155,29 +160,26 @@ def test_a_certificate_whose_life_was_prolonged_is_refused():
 
 
 def test_the_certificate_of_another_device_is_refused():
-    signed = sign_keys(enroll(SPY))
+    signed = sign_keys(identity_of(3))
     borrowed = replace(signed.credential, certificate=identity_of(2).certificate)
     rehearsal, roster = substituted(replace(signed, credential=borrowed))
     with refusal(PeerProtocolError, "advertisement of client 2 is not signed by the key"):
         rehearsal.answer(1, roster)
 
 
-def test_two_clients_with_one_identity_are_refused():
-    rehearsal, roster = substituted(sign_keys(identity_of(3)))
-    with refusal(PeerProtocolError, "identity of its own, found one twice on the roster"):
-        rehearsal.answer(1, roster)
-
-
-def test_one_device_with_two_certificates_is_still_one_identity():
-    again = enroll(identity_of(3).key, name="renamed", expires_at=EXPIRY + 1)
-    rehearsal, roster = substituted(sign_keys(again))
-    with refusal(PeerProtocolError, "identity of its own, found one twice on the roster"):
-        rehearsal.answer(1, roster)
-
-
-def test_the_victims_own_identity_on_its_roster_is_refused():
-    rehearsal, roster = substituted(sign_keys(identity_of(1)))
-    with refusal(PeerProtocolError, "identity of its own, found one twice on the roster"):
+@pytest.mark.parametrize(
+    "other",
+    [
+        enroll(SPY),
+        identity_of(3),
+        enroll(identity_of(3).key, name="renamed", expires_at=EXPIRY + 1),
+        identity_of(1),
+    ],
+    ids=["a stranger", "a neighbour", "a neighbour under another name", "the victim itself"],
+)
+def test_only_the_device_whose_key_has_the_index_may_be_there(other):
+    rehearsal, roster = substituted(sign_keys(other))
+    with refusal(PeerProtocolError, "client 2 must be the device whose key has that index"):
         rehearsal.answer(1, roster)
 
 
@@ -192,30 +194,35 @@ def test_a_roster_is_not_read_without_an_identity():
 
 def test_a_device_without_an_identity_does_not_join():
     with refusal(PeerProtocolError, "this device is not enrolled: enroll it first"):
-        join(Invitation(1, PLAN), ReplayedEntropy(b""), now=NOW)
+        join(INVITATION, ReplayedEntropy(b""), now=NOW)
 
 
 @pytest.mark.parametrize("now", [EXPIRY, EXPIRY + 1])
 def test_a_device_whose_own_certificate_expired_does_not_join(now):
     with refusal(PeerProtocolError, "expired .* enroll the device again"):
-        join(Invitation(1, PLAN), ReplayedEntropy(b""), identity=identity_of(1), now=now)
+        join(INVITATION, ReplayedEntropy(b""), identity=identity_of(1), now=now)
 
 
 def test_a_device_does_not_sign_for_an_authority_that_did_not_enroll_it():
     foreign = replace(PLAN, authority=FOREIGN.public.raw)
     with refusal(PeerProtocolError, "certificate of device-1 is not signed by"):
-        join(Invitation(1, foreign), ReplayedEntropy(b""), identity=identity_of(1), now=NOW)
+        join(
+            replace(INVITATION, plan=foreign),
+            ReplayedEntropy(b""),
+            identity=identity_of(1),
+            now=NOW,
+        )
 
 
 def test_a_device_signs_nothing_in_a_round_without_authority():
-    plan = replace(PLAN, authority=bytes(32))
-    _, keys = join(Invitation(1, plan), ReplayedEntropy(b""), identity=identity_of(1), now=EXPIRY)
+    _, keys = join(
+        Invitation(1, UNSIGNED), ReplayedEntropy(b""), identity=identity_of(1), now=EXPIRY
+    )
     assert keys.credential is None
 
 
 def test_clients_that_were_told_different_authorities_share_no_masks():
-    unsigned = replace(PLAN, authority=bytes(32))
-    plans = [PLAN, unsigned, OTHER_PLANS["another authority"]]
+    plans = [PLAN, UNSIGNED, OTHER_PLANS["another authority"]]
     assert len({plan.digest() for plan in plans}) == 3
     peer = KeyPair.from_secret(b"v" * 32).public
     streams = [
@@ -227,14 +234,14 @@ def test_clients_that_were_told_different_authorities_share_no_masks():
 
 
 def test_a_client_that_was_told_of_no_authority_cannot_be_passed_off_as_a_device():
-    """Client 0 signs nothing; the server has a device of its own sign for it."""
+    """Who was told so signs nothing; a device of the server has the place of client 0."""
     rehearsal = Rehearsal(PLAN)
-    rehearsal.requests[0] = Invitation(0, replace(PLAN, authority=bytes(32)))
+    rehearsal.requests[0] = Invitation(0, UNSIGNED)
     unsigned = rehearsal.listen().replies[0]
     with refusal(PeerProtocolError, "keys of client 0 must be signed, found no credential"):
         rehearsal.receive(0, unsigned)
     terms = {"mask_key": unsigned.mask_key, "share_key": unsigned.share_key}
-    credential = Credential.sign(enroll(SPY), digest=PLAN.digest(), client=0, **terms)
+    credential = Credential.sign(identity_of(0), digest=PLAN.digest(), client=0, **terms)
     rehearsal.replies[0] = replace(unsigned, credential=credential)
     rehearsal.hear().advance("upload")
     for reader in range(6):
@@ -251,8 +258,8 @@ def _bad_advertisements():
         "unsigned": replace(good, credential=None),
         "for another round": sign_keys(identity_of(2), plan=OTHER_PLANS["another context"]),
         "for another index": sign_keys(identity_of(2), client=3),
-        "by a foreign root": sign_keys(enroll(SPY, root=FOREIGN)),
-        "expired": sign_keys(enroll(SPY, expires_at=NOW)),
+        "by a foreign root": sign_keys(enroll(TWO, root=FOREIGN)),
+        "expired": sign_keys(enroll(TWO, expires_at=NOW)),
         "with the certificate of another": replace(
             good,
             credential=replace(good.credential, certificate=identity_of(5).certificate),
@@ -278,7 +285,7 @@ def test_a_client_with_bad_keys_loses_only_its_own_place(what):
 def test_nobody_keeps_a_device_out_by_advertising_its_identity_key(field):
     """Identity keys are public and the same in every round; round keys are neither."""
     rehearsal = Rehearsal(PLAN).listen()
-    spy, taken = enroll(SPY), identity_of(4).certificate.key
+    spy, taken = identity_of(2), identity_of(4).certificate.key
     keys = replace(sign_keys(spy), **{field: taken})
     credential = Credential.sign(
         spy,
@@ -426,7 +433,7 @@ def test_an_endorsement_of_one_that_did_not_survive_is_refused():
 
 
 def test_an_endorsement_of_one_that_is_no_neighbour_is_refused():
-    plan = Plan(12, 4, 3, 3, 16, 6, authority=AUTHORITY)
+    plan = seated(Plan(12, 4, 3, 3, 16, 6, authority=AUTHORITY))
     rehearsal = Rehearsal(plan).advance("endorse")
     state, _ = rehearsal.answer(1, rehearsal.requests[1])
     outsider = min(set(range(12)) - plan.neighbours_of(1) - {1})

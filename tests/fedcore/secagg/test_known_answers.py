@@ -88,7 +88,11 @@ def public_of(seed):
 def test_a_digest_is_the_hash_of_the_plan(vector):
     plan = bytes.fromhex(vector["plan"])
     assert bound("fedcore/v1/secagg-plan", plan).hex() == vector["digest"]
-    assert all(body == u32(client) + plan for client, body in said(vector, "Invitation").items())
+    devices = [bytes.fromhex(device["certificate"]) for device in vector.get("devices", [])]
+    keys = b"".join(data[1 + data[0] :][:32] for data in devices)
+    assert all(
+        body == u32(client) + plan + keys for client, body in said(vector, "Invitation").items()
+    )
 
 
 @in_both

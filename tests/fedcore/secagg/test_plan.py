@@ -19,12 +19,13 @@ BAD = [
     ("ring_bits", 0), ("ring_bits", 65), ("dim", 0), ("dim", -1), ("dim", 1 << 40),
     ("context", b""), ("context", b"c" * 31), ("context", b"c" * 33),
     ("authority", b""), ("authority", b"a" * 31), ("authority", b"a" * 33),
+    ("roster", b""), ("roster", b"r" * 31), ("roster", b"r" * 33),
 ]  # fmt: skip
 GOOD = [
     ("clients", 21), ("clients", MOST_CLIENTS), ("neighbours", 10), ("neighbours", 6),
     ("threshold", 5), ("threshold", 8), ("minimum_survivors", 2), ("minimum_survivors", 20),
     ("ring_bits", 1), ("ring_bits", 64), ("dim", 1), ("dim", (1 << 40) - 1), ("context", b"d" * 32),
-    ("authority", b"a" * 32),
+    ("authority", b"a" * 32), ("roster", b"r" * 32),
 ]  # fmt: skip
 
 
@@ -42,7 +43,11 @@ def plans(draw):
         draw(st.integers(1, 64)),
         draw(st.integers(1, (1 << 40) - 1)),
         draw(st.binary(min_size=32, max_size=32)),
-        draw(st.binary(min_size=32, max_size=32)),
+        *draw(
+            st.sampled_from(
+                [(bytes(32), bytes(32)), (b"a" * 32, bytes(32)), (b"a" * 32, b"r" * 32)]
+            )
+        ),
     )
 
 
@@ -69,8 +74,9 @@ def test_a_threshold_that_two_disjoint_halves_could_reach_is_refused(clients):
 
 @pytest.mark.parametrize(("field", "value"), GOOD)
 def test_a_good_value_is_taken_and_changes_the_digest(field, value):
-    changed = replace(PLAN, **{field: value})
-    assert changed.digest() != PLAN.digest()
+    plan = replace(PLAN, authority=b"b" * 32) if field == "roster" else PLAN
+    changed = replace(plan, **{field: value})
+    assert changed.digest() != plan.digest()
     assert Plan.from_bytes(changed.to_bytes()) == changed
 
 
@@ -93,23 +99,36 @@ def test_different_plans_have_different_digests(one, other):
 
 def test_known_answer():
     assert PLAN.to_bytes().hex() == (
-        "63" * 32 + "00" * 32 + "01001400000008000000060000000a000000106400000000000000"
+        "63" * 32 + "00" * 64 + "020001001400000008000000060000000a000000106400000000000000"
     )
     assert PLAN.digest().hex() == (
         "f4eddd0bb5f3748ac6d102e871b7f28b6d8d48763a1abdfef9ea2da08568dce7"
     )
 
 
-def test_another_version_is_refused_with_what_to_do():
+@pytest.mark.parametrize("version", [0, 1, 3])
+def test_another_version_is_refused_with_what_to_do(version):
     data = PLAN.to_bytes()
-    newer = data[:64] + struct.pack("<H", 2) + data[66:]
-    with refusal(ConfigurationError, "version 1, found 2: update the older side"):
-        Plan.from_bytes(newer)
+    other = data[:96] + struct.pack("<H", version) + data[98:]
+    with refusal(ConfigurationError, f"version 2, found {version}: update the older side"):
+        Plan.from_bytes(other)
 
 
-@pytest.mark.parametrize("size", [0, 1, 59, 90, 92, 1000])
+@pytest.mark.parametrize("suite", [0, 2])
+def test_another_suite_is_refused(suite):
+    data = PLAN.to_bytes()
+    with refusal(ConfigurationError, f"suite 1, found {suite}: there is no other"):
+        Plan.from_bytes(data[:98] + struct.pack("<H", suite) + data[100:])
+
+
+def test_a_roster_without_an_authority_is_refused():
+    with refusal(ConfigurationError, "name their secagg.authority too"):
+        replace(PLAN, roster=b"r" * 32)
+
+
+@pytest.mark.parametrize("size", [0, 1, 59, 91, 124, 126, 1000])
 def test_a_plan_of_another_size_is_refused(size):
-    with refusal(ConfigurationError, f"91 bytes, found {size}"):
+    with refusal(ConfigurationError, f"125 bytes, found {size}"):
         Plan.from_bytes(bytes(size))
 
 
@@ -124,10 +143,11 @@ def test_a_made_plan_withstands_the_drop_outs_it_was_made_for(clients, dropout):
 
 
 def test_a_made_plan_keeps_what_it_was_given():
-    plan = make_plan(30, 7, 12, minimum_survivors=25, context=b"x" * 32, authority=b"a" * 32)
+    names = {"authority": b"a" * 32, "roster": b"r" * 32}
+    plan = make_plan(30, 7, 12, minimum_survivors=25, context=b"x" * 32, **names)
     assert (plan.clients, plan.dim, plan.ring_bits) == (30, 7, 12)
     assert (plan.minimum_survivors, plan.context) == (25, b"x" * 32)
-    assert plan.authority == b"a" * 32
+    assert (plan.authority, plan.roster) == (b"a" * 32, b"r" * 32)
 
 
 def test_a_plan_is_authenticated_if_it_names_an_authority():

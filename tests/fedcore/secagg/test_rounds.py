@@ -143,7 +143,7 @@ def test_a_signed_round_takes_more_bytes_and_gives_the_same_sum():
     credential = 1 + len("device-0") + 32 + 8 + 64 + 64
     for client in inputs:
         assert round_.sent_bytes[client] - plain.sent_bytes[client] == credential + 4 + 64
-        received = 4 * credential + 4 + 4 + 4 * (4 + 64)
+        received = 5 * 32 + 4 * credential + 4 + 4 + 4 * (4 + 64)
         assert round_.received_bytes[client] - plain.received_bytes[client] == received
 
 
@@ -166,8 +166,32 @@ def test_a_client_that_drops_out_has_sent_everything_before_and_nothing_after(st
 def test_a_signed_round_without_an_identity_does_not_start(missing):
     plan = signed_plan(5)
     identities = {c: identity_of(c) for c in range(5) if c not in missing} if missing else None
-    with refusal(PeerProtocolError, "this device is not enrolled: enroll it first"):
+    with refusal(PeerProtocolError, r"signed keys, but clients \[0.* are not enrolled"):
         run_round(inputs_of(plan), plan, identities=identities, now=NOW)
+
+
+def test_indices_follow_from_the_keys_and_not_from_the_names():
+    """Client 0 has the largest key here: still each input is counted under its own name."""
+    plan = replace(signed_plan(5), roster=bytes(32))
+    inputs = {name: plan.ring.reduce(np.full(plan.dim, 1 << name)) for name in range(5)}
+    identities = {name: identity_of(4 - name) for name in range(5)}
+    result = run_round(inputs, plan, {0: "upload"}, identities=identities, now=NOW)
+    assert result.survivors == {1, 2, 3, 4}
+    assert result.total.tolist() == [0b11110] * plan.dim
+
+
+def test_a_round_is_played_by_those_whom_its_plan_names_or_not_at_all():
+    plan = signed_plan(5)
+    others = {client: identity_of(client + 1) for client in range(5)}
+    with refusal(ConfigurationError, "expected the 5 identity keys that the plan names, found 5"):
+        run_round(inputs_of(plan), plan, identities=others, now=NOW)
+
+
+def test_one_device_cannot_be_two_clients():
+    plan = replace(signed_plan(5), roster=bytes(32))
+    twins = {client: identity_of(min(client, 3)) for client in range(5)}
+    with refusal(PeerProtocolError, "must increase strictly"):
+        run_round(inputs_of(plan), plan, identities=twins, now=NOW)
 
 
 @settings(deadline=None, max_examples=60)

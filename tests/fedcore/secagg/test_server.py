@@ -15,6 +15,7 @@ from tests.fedcore.secagg.rehearsal import (
     at_stage,
     complete_plan,
     refusal,
+    seated,
     whole_round,
 )
 
@@ -100,7 +101,7 @@ def test_endorsements_below_the_threshold_abort_the_round():
 
 
 def test_each_client_gets_the_endorsements_of_its_neighbours_and_of_nobody_else():
-    plan = replace(SPARSE, authority=AUTHORITY)
+    plan = seated(replace(SPARSE, authority=AUTHORITY))
     rehearsal = at_stage("endorse", plan, c0="upload").listen({1})
     sent = {client: reply.signature for client, reply in rehearsal.replies.items()}
     rehearsal.hear()

@@ -48,7 +48,7 @@ def test_every_prefix_and_every_extension_is_refused(state):
         load_state(stored + b"\0")
 
 
-@pytest.mark.parametrize(("position", "value"), [(0, 0), (0, 2), (1, 0), (1, 6), (1, 255)])
+@pytest.mark.parametrize(("position", "value"), [(0, 0), (0, 1), (0, 3), (1, 0), (1, 6), (1, 255)])
 def test_another_version_or_kind_is_refused(position, value):
     stored = bytearray(dump_state(STATES["unsigned", AwaitingRoster]))
     stored[position] = value
@@ -114,7 +114,7 @@ def test_known_answer():
     maps = (state.self_mask_shares, state.mask_key_shares, state.identity_keys)
     assert dump_state(state) == b"".join(
         [
-            b"\x01\x05",
+            b"\x02\x05",
             numbers(2),
             state.plan.to_bytes(),
             numbers(5, 0, 1, 2, 3, 4),

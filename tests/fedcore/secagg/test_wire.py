@@ -23,6 +23,7 @@ from fedcore.secagg.plan import MOST_CLIENTS
 from fedcore.secagg.wire import BOX_BYTES
 from tests.fedcore.secagg.rehearsal import (
     complete_plan,
+    keys_of,
     mutations,
     numbers,
     refusal,
@@ -49,22 +50,22 @@ EXAMPLES = {
     Reveal: Reveal({1: b"x" * 36, 3: b"y" * 36}, {2: b"z" * 36}),
 }
 ENCODED = {
-    Invitation: "6643 01 01 04000000"
-    + "00" * 64
-    + "0100 05000000 04000000 03000000 02000000 0c 0300000000000000",
-    Advertisement: "6643 01 02" + "6d" * 32 + "73" * 32,
-    Roster: "6643 01 03 02000000 01000000"
+    Invitation: "6643 02 01 04000000"
+    + "00" * 96
+    + "0200 0100 05000000 04000000 03000000 02000000 0c 0300000000000000",
+    Advertisement: "6643 02 02" + "6d" * 32 + "73" * 32,
+    Roster: "6643 02 03 02000000 01000000"
     + ("6d" * 32 + "73" * 32)
     + "03000000"
     + ("4d" * 32 + "53" * 32),
-    EncryptedShares: "6643 01 04" + "43" * 32 + "02000000 00000000" + "61" * 88
+    EncryptedShares: "6643 02 04" + "43" * 32 + "02000000 00000000" + "61" * 88
     + "02000000" + "62" * 88,
-    Delivery: "6643 01 05 01000000 01000000" + "63" * 88,
-    MaskedInput: "6643 01 06 2361458907",
-    Survivors: "6643 01 07 03000000 01000000 03000000 04000000",
-    Endorsement: "6643 01 08" + "65" * 64,
-    Endorsements: "6643 01 09 02000000 00000000" + "66" * 64 + "03000000" + "67" * 64,
-    Reveal: "6643 01 0a 02000000 01000000" + "78" * 36 + "03000000" + "79" * 36
+    Delivery: "6643 02 05 01000000 01000000" + "63" * 88,
+    MaskedInput: "6643 02 06 2361458907",
+    Survivors: "6643 02 07 03000000 01000000 03000000 04000000",
+    Endorsement: "6643 02 08" + "65" * 64,
+    Endorsements: "6643 02 09 02000000 00000000" + "66" * 64 + "03000000" + "67" * 64,
+    Reveal: "6643 02 0a 02000000 01000000" + "78" * 36 + "03000000" + "79" * 36
     + "01000000 02000000" + "7a" * 36,
 }  # fmt: skip
 KINDS = list(EXAMPLES)
@@ -130,11 +131,32 @@ def test_a_signed_message_survives_its_bytes(message):
 def test_known_answer_of_signed_keys():
     roster = Roster({1: SIGNED_KEYS, 3: SIGNED_KEYS})
     for message, body in (
-        (SIGNED_KEYS, "6643 01 02" + SIGNED_HEX),
-        (roster, "6643 01 03 02000000 01000000" + SIGNED_HEX + "03000000" + SIGNED_HEX),
+        (SIGNED_KEYS, "6643 02 02" + SIGNED_HEX),
+        (roster, "6643 02 03 02000000 01000000" + SIGNED_HEX + "03000000" + SIGNED_HEX),
     ):
         assert encode(message, SIGNED).hex() == body.replace(" ", "")
         assert decode(bytes.fromhex(body), type(message), SIGNED) == message
+
+
+def test_known_answer_of_an_invitation_of_an_enrolled_device():
+    invitation = Invitation(2, SIGNED, keys_of(SIGNED))
+    body = "6643 02 01 02000000" + SIGNED.to_bytes().hex() + b"".join(keys_of(SIGNED)).hex()
+    assert encode(invitation, SIGNED) == bytes.fromhex(body)
+    assert decode(bytes.fromhex(body), Invitation) == invitation
+
+
+@pytest.mark.parametrize("surplus", [-32, -1, 1, 32])
+def test_a_list_of_the_invited_that_is_too_short_or_too_long_is_refused(surplus):
+    data = encode(Invitation(2, SIGNED, keys_of(SIGNED)), SIGNED)
+    data = data + bytes(surplus) if surplus > 0 else data[:surplus]
+    with refusal(PeerProtocolError, "expected 32 more bytes|Invitation ends after"):
+        decode(data, Invitation)
+
+
+def test_an_invitation_to_an_unsigned_round_carries_no_keys():
+    data = encode(Invitation(2, PLAN, keys_of(SIGNED)), PLAN)
+    with refusal(PeerProtocolError, "Invitation ends after"):
+        decode(data, Invitation)
 
 
 @pytest.mark.parametrize(("plan", "message"), [(PLAN, SIGNED_KEYS), (SIGNED, KEYS)])
@@ -245,8 +267,8 @@ def test_bytes_that_no_encoder_writes_are_refused(what):
 
 @pytest.mark.parametrize(
     ("offset", "value"),
-    [(64, 2), (66, 1), (70, 3), (74, 1), (78, 1), (82, 65), (83, 0)],
-    ids=["version", "clients", "neighbours", "threshold", "minimum", "bits", "dim"],
+    [(96, 1), (98, 2), (100, 1), (104, 3), (108, 1), (112, 1), (116, 65), (117, 0)],
+    ids=["version", "suite", "clients", "neighbours", "threshold", "minimum", "bits", "dim"],
 )
 def test_an_invitation_to_a_plan_that_breaks_a_rule_is_refused(offset, value):
     plan = bytearray(PLAN.to_bytes())

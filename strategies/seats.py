@@ -1,0 +1,125 @@
+"""Asking nodes who they are, and giving each the index that its key has.
+
+A round of enrolled devices has their identity keys in its plan, so the coordinator asks
+each node once, before the first round that wants it. A node answers with its certificate
+and signs its own number. Whoever does not answer, is not certified, or runs a second node
+with the same key is not invited; it is asked again the next time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedcore.engine import Clock
+from fedcore.errors import PeerProtocolError
+from fedcore.pipeline import RECORD, BoundRound, Envelope, typed
+from fedcore.pipeline.envelope import IDENTIFY
+from fedcore.secagg import Certificate
+from fedcore.secagg.identity import Credential
+from fedcore.telemetry import Traffic
+from strategies.exchange import content_bytes, exchange
+from strategies.secure_round import Invited, record_of
+
+
+@dataclass(frozen=True, slots=True)
+class Seats:
+    """Who is invited.
+
+    Attributes:
+        clients: By index.
+        identity_keys: Theirs, strictly increasing; empty if nobody signs.
+        traffic: What asking took.
+    """
+
+    clients: tuple[Invited, ...]
+    identity_keys: tuple[bytes, ...] = ()
+    traffic: Traffic = field(default_factory=Traffic)
+
+
+@dataclass(slots=True)
+class Registry:
+    """Which enrolled device runs which node.
+
+    Attributes:
+        grid: Carries the questions.
+        clock: For their deadline.
+        authority: Public key of the root that enrolled the devices, 32 bytes.
+        unix_time: For the expiry of certificates.
+        certificates: What is known, by node id.
+    """
+
+    grid: Grid
+    clock: Clock
+    authority: bytes
+    unix_time: Callable[[], float] = time.time
+    certificates: dict[int, Certificate] = field(default_factory=dict)
+
+    def seat(self, bound: BoundRound, asked: Sequence[Invited], message_type: str) -> Seats:
+        """Return those of `asked` that are enrolled, in the order of their keys.
+
+        Args:
+            bound: The round that they are to be invited to.
+            asked: The cohort.
+            message_type: Flower's type of the round's messages.
+        """
+        now = int(self.unix_time())
+        expired = [node for node, known in self.certificates.items() if known.expires_at <= now]
+        self.forget(expired)
+        traffic = self._ask(bound, asked, message_type, now)
+        by_key: dict[bytes, Invited] = {}
+        for client in asked:
+            if client.node_id in self.certificates:
+                by_key.setdefault(self.certificates[client.node_id].key, client)
+        keys = sorted(by_key)
+        return Seats(tuple(by_key[key] for key in keys), tuple(keys), traffic)
+
+    def forget(self, nodes: Iterable[int]) -> None:
+        """Ask these nodes again the next time: a device may have been enrolled anew."""
+        for node in nodes:
+            self.certificates.pop(node, None)
+
+    def _ask(
+        self, bound: BoundRound, asked: Sequence[Invited], message_type: str, now: int
+    ) -> Traffic:
+        """Ask whom we do not know yet; a node that does not prove who it is stays unknown."""
+        questions = {
+            client.node_id: _question(bound, client, message_type)
+            for client in asked
+            if client.node_id not in self.certificates
+        }
+        traffic = Traffic(down_total=sum(content_bytes(m.content) for m in questions.values()))
+        seconds = bound.plan.run.stage_seconds
+        for node_id, reply in exchange(self.grid, questions, seconds=seconds, clock=self.clock):
+            if not reply.has_content():
+                continue
+            traffic += Traffic(up_total=content_bytes(reply.content))
+            try:
+                answer = Credential.from_bytes(typed(record_of(reply), "message", bytes))
+                answer.check_node(node_id, self.authority, now)
+            except PeerProtocolError:
+                continue
+            self.certificates[node_id] = answer.certificate
+        return traffic
+
+
+def _question(bound: BoundRound, client: Invited, message_type: str) -> Message:
+    envelope = Envelope(
+        stage=IDENTIFY,
+        round_number=bound.plan.round_number,
+        label=client.label,
+        plan=b"",
+        message=b"",
+        weight_key="",
+    )
+    return Message(
+        RecordDict({RECORD: ConfigRecord(dict(envelope.to_fields()))}),
+        client.node_id,
+        message_type,
+        group_id=str(bound.plan.round_number),
+        ttl=bound.plan.run.stage_seconds,
+    )
