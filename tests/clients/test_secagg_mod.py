@@ -208,7 +208,7 @@ def test_a_plan_that_cannot_work_is_the_coordinators_fault():
         run=RunPlan(dropout=0.6), run_id="1", round_number=1, attempt=1, clients=10, dim=12,
         model_digest="",
     )  # fmt: skip
-    coordinator = Coordinator(training_app())
+    coordinator = Coordinator(training_app(DevicePolicy(most_dropout=0.6)))
     message = coordinator.message("advertise", plan=plan.to_bytes())
     refused(coordinator, message, "the coordinator's plan cannot work")
 

@@ -21,6 +21,7 @@ from fedcore.keyfiles import load_identity
 from fedcore.pipeline import RECORD, Bonawitz, NoSecAgg, RunPlan, SeedHelper
 from fedcore.pipeline.envelope import STAGES
 from fedcore.secagg import Certificate, encode
+from fedcore.secagg.identity import Credential
 from fedcore.secagg.messages import Endorsements, Survivors
 from tests.clients.coordinator import (
     AUTHORITY,
@@ -42,6 +43,11 @@ OTHER = simulated_root(SEED + 1).public.raw.hex()
 KEY = "5e" * 32
 
 
+def with_bits(bits):
+    """Signed rounds whose plan spells out how much they withstand."""
+    return replace(SIGNED, secagg=replace(SIGNED.secagg, security_bits=bits))
+
+
 def first_message(coordinator):
     masked = coordinator.bound.secagg is not None
     return coordinator.message("advertise" if masked else "upload")
@@ -54,6 +60,12 @@ def certificate(name="device", seed=b"device", root=SEED, expires_at=FAR_FUTURE)
         simulated_root(root), name=name, key=key.public.raw, expires_at=expires_at
     )
     return issued, key
+
+
+def keys_with(issued):
+    """A list of the invited in which a device with this certificate comes first."""
+    keys = [certificate(seed=b"%d" % number)[0].key for number in range(100)]
+    return (issued.key, *sorted(key for key in keys if key > issued.key)[: CLIENTS - 1])
 
 
 def written(folder, issued, key):
@@ -72,7 +84,27 @@ def written(folder, issued, key):
     ("policy", "run", "changes", "rule"),
     [
         (PINNED, UNSIGNED, {}, "keys certified by the pinned authority, found None"),
-        (PINNED, SIGNED, {"clients": 129}, "at most 128 invited clients, found 129"),
+        (PINNED, with_bits(79), {"clients": 129}, "80 bits for a sparse graph .*, found 79"),
+        (DevicePolicy(), with_bits(79), {"clients": 129}, "80 bits for a sparse graph"),
+        (
+            replace(PINNED, sparse_security_bits=81),
+            SIGNED,
+            {"clients": 129},
+            "81 bits for a sparse graph that the coordinator may draw again, found 80",
+        ),
+        (
+            DevicePolicy(require_masks=False),
+            RunPlan(secagg=NoSecAgg(), dropout=0.51),
+            {},
+            "at most a fraction of 0.5 to disappear, found 0.51",
+        ),
+        (
+            replace(PINNED, most_dropout=0.2),
+            replace(SIGNED, dropout=0.21),
+            {"clients": 10},
+            "at most a fraction of 0.2 to disappear, found 0.21",
+        ),
+        (replace(PINNED, most_clients=128), SIGNED, {"clients": 129}, "at most 128 invited"),
         (replace(PINNED, most_clients=9), SIGNED, {"clients": 10}, "at most 9 invited"),
         (DevicePolicy(most_clients=9), UNSIGNED, {"clients": 10}, "at most 9 invited"),
         (PINNED, RunPlan(secagg=NoSecAgg()), {}, "masked uploads, found secagg=none"),
@@ -118,7 +150,12 @@ def test_a_round_of_another_authority_is_refused(secagg):
     ("policy", "run", "changes"),
     [
         (PINNED, SIGNED, {"clients": 128}),
-        (replace(PINNED, most_clients=129), SIGNED, {"clients": 129}),
+        (PINNED, SIGNED, {"clients": 129}),
+        (PINNED, with_bits(80), {"clients": 129}),
+        (PINNED, with_bits(40), {"clients": 128}),
+        (replace(PINNED, sparse_security_bits=40), with_bits(40), {"clients": 129}),
+        (replace(PINNED, most_dropout=0.2), replace(SIGNED, dropout=0.2), {"clients": 10}),
+        (DevicePolicy(), replace(UNSIGNED, secagg=Bonawitz(security_bits=40)), {"clients": 129}),
         (DevicePolicy(), UNSIGNED, {"clients": 129}),
         (DevicePolicy(), SIGNED, {"clients": 129}),
         (DevicePolicy(minimum_corrupt=0.1), UNSIGNED, {}),
@@ -162,9 +199,46 @@ def test_an_unsigned_round_needs_no_identity():
     Coordinator(training_app(identity=never)).finish()
 
 
+# Who it is: asked outside of rounds
+
+
+def question(coordinator, client=0):
+    return coordinator.message("identify", client, plan=b"", message=b"")
+
+
+def test_a_device_says_who_it_is_and_signs_the_number_of_its_node():
+    coordinator = Coordinator(training_app(PINNED), SIGNED)
+    answer = Credential.from_bytes(payload(coordinator.ask(2, question(coordinator, 2))))
+    assert answer.certificate == enrolled(new_context(2)).certificate
+    answer.check_node(1002, bytes.fromhex(AUTHORITY), now=0)
+    with pytest.raises(PeerProtocolError, match="answer of 1003 is not signed by the key"):
+        answer.check_node(1003, bytes.fromhex(AUTHORITY), now=0)
+    with pytest.raises(PeerProtocolError, match="is not signed by the key"):
+        answer.check_node(1002, bytes.fromhex(OTHER), now=0)
+    with pytest.raises(PeerProtocolError, match="expired"):
+        answer.check_node(1002, bytes.fromhex(AUTHORITY), now=FAR_FUTURE)
+
+
+def test_a_device_that_is_not_enrolled_cannot_say_who_it_is():
+    coordinator = Coordinator(training_app(identity=lambda context: None), UNSIGNED)
+    refused(coordinator, question(coordinator), "but it is not enrolled: enroll it first")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_being_asked_who_it_is_changes_nothing_on_a_device(stage, tmp_path):
+    journal = AnsweredJournal(tmp_path / "answers")
+    app = training_app(journal=lambda context: journal if context.node_id == 1000 else None)
+    coordinator = Coordinator(app, SIGNED).advance(stage)
+    before = deepcopy(coordinator.contexts[0]).state, journal.last("1")
+    one = payload(coordinator.ask(0, question(coordinator)))
+    assert (coordinator.contexts[0].state, journal.last("1")) == before
+    assert payload(coordinator.ask(0, question(coordinator))) == one
+    assert payload(coordinator.ask(0, coordinator.message(stage)))
+
+
 def test_a_device_whose_certificate_expired_does_not_join():
     coordinator = Coordinator(training_app(PINNED, unix_time=lambda: FAR_FUTURE), SIGNED)
-    refused(coordinator, first_message(coordinator), f"device-0 expired at {FAR_FUTURE}")
+    refused(coordinator, first_message(coordinator), f"expired at {FAR_FUTURE}")
 
 
 def test_peers_whose_certificates_expired_get_no_shares():
@@ -308,7 +382,7 @@ def test_a_node_finds_its_identity_and_its_journal_by_its_configuration(tmp_path
     issued, key = certificate()
     config = {**written(tmp_path, issued, key), "journal": str(tmp_path / "answers")}
     app = training_app(PINNED, identity=None)
-    coordinator = Coordinator(app, SIGNED, {}, [new_context(0, **config)])
+    coordinator = Coordinator(app, SIGNED, {}, [new_context(0, **config)], keys_with(issued))
     assert issued.to_bytes() in payload(coordinator.ask(0, first_message(coordinator)))
     assert AnsweredJournal(tmp_path / "answers").last("1") == Answer(1, 1)
     coordinator.contexts[0] = new_context(0, **config)
@@ -317,12 +391,18 @@ def test_a_node_finds_its_identity_and_its_journal_by_its_configuration(tmp_path
 
 def test_a_whole_round_is_played_with_identities_from_files(tmp_path):
     contexts = []
-    for client in range(CLIENTS):
+    devices = sorted(
+        (certificate(f"device-{name}", bytes([name])) for name in range(CLIENTS)),
+        key=lambda device: device[0].key,
+    )
+    for client, device in enumerate(devices):
         folder = tmp_path / str(client)
         folder.mkdir()
-        files = written(folder, *certificate(f"device-{client}", bytes([client])))
+        files = written(folder, *device)
         contexts.append(new_context(client, **files, journal=str(folder / "answers")))
-    mean = Coordinator(training_app(PINNED, identity=None), SIGNED, {}, contexts).finish()
+    keys = tuple(device[0].key for device in devices)
+    app = training_app(PINNED, identity=None)
+    mean = Coordinator(app, SIGNED, {}, contexts, keys).finish()
     plain = Coordinator(training_app(), UNSIGNED).finish()
     assert mean.delta.tobytes() == plain.delta.tobytes()
     last = AnsweredJournal(tmp_path / "2" / "answers").last("1")
@@ -399,7 +479,11 @@ def test_the_coordinator_sees_neither_paths_nor_secrets(tmp_path):
     issued, key = certificate()
     config = written(tmp_path, issued, key)
     coordinator = Coordinator(
-        training_app(PINNED, identity=None), SIGNED, {}, [new_context(0, **config)]
+        training_app(PINNED, identity=None),
+        SIGNED,
+        {},
+        [new_context(0, **config)],
+        keys_with(issued),
     )
     reply = coordinator.ask(0, first_message(coordinator))
     assert list(reply.content) == [RECORD]

@@ -23,7 +23,7 @@ from clients.simulated import simulated_identities, simulated_root
 from fedcore.engine import Clock, Fault, InProcessGrid, WrappedGrid, to_arrays, to_record
 from fedcore.engine.nodes import isolated
 from fedcore.pipeline import RECORD, Bonawitz, RunPlan
-from fedcore.pipeline.envelope import STAGES, Stage
+from fedcore.pipeline.envelope import IDENTIFY, STAGES, Stage
 from fedcore.telemetry import RoundReport
 from strategies import SecureGrid
 
@@ -39,11 +39,12 @@ SIGNED = RunPlan(dropout=0.3, secagg=Bonawitz(corrupt=0.0, authority=AUTHORITY))
 
 
 def stages_of(plan: RunPlan) -> tuple[Stage, ...]:
-    """The stages of a round under masks; survivors are endorsed by signed clients only."""
+    """The stages of a round under masks; signed clients say who they are, and endorse."""
     signed = getattr(plan.secagg, "authority", None) is not None
-    return tuple(stage for stage in STAGES if signed or stage != "endorse")
+    return tuple(s for s in EVERY if signed or s not in {"identify", "endorse"})
 
 
+EVERY: tuple[Stage, ...] = (IDENTIFY, *STAGES)
 EVERY_STAGE = [
     pytest.param(plan, stage, id=f"{name}-{stage}")
     for name, plan in (("unsigned", ROOMY), ("signed", SIGNED))

@@ -7,9 +7,9 @@ from flwr.app import Message, RecordDict
 
 from fedcore.engine import InProcessGrid, VirtualClock
 from fedcore.pipeline import NoSecAgg
-from fedcore.pipeline.envelope import STAGES
 from strategies.exchange import POLL_SECONDS, exchange
 from tests.strategies.federation import (
+    EVERY,
     EVERY_STAGE,
     OPEN,
     ROOMY,
@@ -35,7 +35,7 @@ def from_stage(stage):
         reached = stage_of(message)
         if message.metadata.dst_node_id not in GONE or not reached:
             return False
-        return STAGES.index(reached) >= STAGES.index(stage)
+        return EVERY.index(reached) >= EVERY.index(stage)
 
     return silent
 

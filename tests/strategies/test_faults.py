@@ -40,7 +40,7 @@ VICTIMS = (2, 5, 7)
 REST = [client for client in range(10) if client not in VICTIMS]
 VECTOR_RECORD = f"{RECORD}.{VECTOR}"
 # Who disappears only after its upload is in the sum, is in the mean.
-IN_THE_MEAN = dict.fromkeys(("advertise", "share", "upload"), REST) | dict.fromkeys(
+IN_THE_MEAN = dict.fromkeys(("identify", "advertise", "share", "upload"), REST) | dict.fromkeys(
     ("endorse", "reveal"), range(10)
 )
 
@@ -284,7 +284,7 @@ def test_garbage_counts_as_silence(plan, stage, tamper):
     assert report.lost == {stage: 3}
 
 
-@pytest.mark.parametrize("stage", ["advertise", "share", "endorse", "reveal"])
+@pytest.mark.parametrize("stage", ["identify", "advertise", "share", "endorse", "reveal"])
 @pytest.mark.parametrize(
     "tamper", [garbled(message="text"), garbled(message=7), garbled(message=None)]
 )

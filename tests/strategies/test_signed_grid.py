@@ -2,14 +2,18 @@
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord
 
 from clients import DevicePolicy
 from clients.simulated import FAR_FUTURE, simulated_root
 from fedcore.crypto import ReplayedEntropy
 from fedcore.crypto.signatures import SigningKey
+from fedcore.engine import Fault, FaultyGrid
+from fedcore.errors import ConfigurationError
 from fedcore.pipeline import RECORD, Bonawitz, RunPlan
-from fedcore.pipeline.envelope import STAGES
+from fedcore.pipeline.envelope import IDENTIFY, STAGES
 from fedcore.secagg import Certificate, Identity
+from strategies.exchange import content_bytes
 from tests.strategies.federation import (
     AUTHORITY,
     ENROLLED,
@@ -17,6 +21,8 @@ from tests.strategies.federation import (
     SIGNED,
     assert_close,
     client_app,
+    losing,
+    node_of,
     play,
     stage_of,
     tampering,
@@ -44,6 +50,13 @@ def identity(name="device-4", expires_at=FAR_FUTURE, root=1):
     return Identity(certificate, key)
 
 
+def ranked(context):
+    """Identities of ten clients whose keys are in the order of the partitions."""
+    devices = [identity(f"device-{number}") for number in range(10)]
+    devices.sort(key=lambda device: device.certificate.key)
+    return devices[context.node_config["partition-id"]]
+
+
 def assert_lost_alone(played, client, stage):
     (report,) = played.reports
     survivors = [other for other in range(10) if other != client]
@@ -63,9 +76,9 @@ def test_a_signed_run_gives_the_arrays_of_an_unsigned_one_bit_for_bit(rounds):
     assert signed.grid.ledger == unsigned.grid.ledger
 
 
-def test_a_signed_round_has_one_more_stage_and_takes_more_bytes():
+def test_a_signed_round_has_two_more_stages_and_takes_more_bytes():
     signed, unsigned = (play(client_app(seed=1), plan) for plan in (SIGNED, ROOMY))
-    assert [*dict.fromkeys(map(stage_of, signed.wire.sent))] == list(STAGES)
+    assert [*dict.fromkeys(map(stage_of, signed.wire.sent))] == [IDENTIFY, *STAGES]
     assert [*dict.fromkeys(map(stage_of, unsigned.wire.sent))] == [
         stage for stage in STAGES if stage != "endorse"
     ]
@@ -75,11 +88,10 @@ def test_a_signed_round_has_one_more_stage_and_takes_more_bytes():
     assert one.uploads == other.uploads == 10
 
 
-@pytest.mark.parametrize(
-    "secagg", [Bonawitz(corrupt=0.0), Bonawitz(corrupt=0.0, authority="ab" * 32)]
-)
-def test_devices_that_pin_an_authority_take_part_under_no_other(secagg):
-    played = play(client_app(seed=1, policy=PINNED), RunPlan(dropout=0.3, secagg=secagg))
+@pytest.mark.parametrize("pinned", [AUTHORITY, "ab" * 32])
+def test_devices_that_pin_an_authority_take_part_under_no_other(pinned):
+    run = ROOMY if pinned == AUTHORITY else SIGNED
+    played = play(client_app(seed=1, policy=DevicePolicy(authority=pinned)), run)
     assert played.reports[0].lost == {"advertise": 10}
     assert played.reports[0].survivors == 0
     assert dict(played.result.arrays) == {}
@@ -93,7 +105,7 @@ def test_devices_that_pin_an_authority_take_part_under_no_other(secagg):
 )
 def test_a_device_that_cannot_prove_who_it_is_is_lost_alone(other):
     played = play(client_app(seed=1, identity=identities(client4=other)), SIGNED)
-    assert_lost_alone(played, 4, "advertise")
+    assert_lost_alone(played, 4, "identify")
 
 
 def test_the_coordinator_looks_at_the_date_too():
@@ -101,14 +113,119 @@ def test_the_coordinator_looks_at_the_date_too():
     slow = identities(client4=identity(expires_at=10**9))
     honest = client_app(seed=1)
     played = play(client_app(seed=1, identity=slow, unix_time=lambda: 0.0), SIGNED)
-    assert_lost_alone(played, 4, "advertise")
+    assert_lost_alone(played, 4, "identify")
     assert play(honest, SIGNED).reports[0].lost == {}
+
+
+def test_a_node_is_asked_who_it_is_in_its_first_round_only():
+    played = play(client_app(seed=1), SIGNED, rounds=3)
+    asked = [m.metadata.dst_node_id for m in played.wire.sent if stage_of(m) == IDENTIFY]
+    assert sorted(asked) == [node_of(client) for client in range(10)]
+    assert [report.survivors for report in played.reports] == [10, 10, 10]
+
+
+def test_what_asking_takes_is_counted():
+    played = play(client_app(seed=1), SIGNED, rounds=2)
+    first, second = (report.traffic for report in played.reports)
+    credential = 1 + len("device-0") + 32 + 8 + 64 + 64
+    record = len("message") + credential
+    assert first.up_total - second.up_total == 10 * record
+    asked = [m.content for m in played.wire.sent if stage_of(m) == IDENTIFY]
+    assert first.down_total - second.down_total == sum(map(content_bytes, asked)) > 0
+
+
+def test_nobody_is_asked_who_it_is_if_nobody_signs():
+    played = play(client_app(seed=1, identity=lambda context: None), ROOMY)
+    assert IDENTIFY not in map(stage_of, played.wire.sent)
+    assert played.reports[0].survivors == 10
+
+
+@pytest.mark.parametrize("fault", [Fault.DROPPED, Fault.LOST_REPLY])
+def test_a_node_that_did_not_say_who_it_is_is_asked_again_in_the_next_round(fault):
+    script = losing([4], IDENTIFY, fault)
+    first = lambda m: script(m) if m.metadata.group_id == "1" else None  # noqa: E731
+    played = play(client_app(seed=1), SIGNED, rounds=2, wrap=lambda grid: FaultyGrid(grid, first))
+    assert [report.lost for report in played.reports] == [{IDENTIFY: 1}, {}]
+    assert [report.survivors for report in played.reports] == [9, 10]
+
+
+def test_a_device_that_was_enrolled_anew_is_back_after_one_round():
+    renewed = identity("renewed")
+
+    def source(context):
+        visits = context.state.get("visits")
+        later = visits is not None and context.node_config["partition-id"] == 4
+        return renewed if later else ENROLLED(context)
+
+    def note(message, context, call_next):
+        reply = call_next(message, context)
+        if stage_of(message) == "reveal":
+            context.state["visits"] = ConfigRecord({"seen": 1})
+        return reply
+
+    played = play(client_app(note, seed=1, identity=source), SIGNED, rounds=3)
+    assert [report.lost for report in played.reports] == [{}, {"advertise": 1}, {}]
+
+
+@pytest.mark.parametrize("missing", [3, 4])
+def test_a_round_is_given_up_if_too_few_say_who_they_are(missing):
+    script = losing(range(missing), IDENTIFY)
+    played = play(client_app(seed=1), SIGNED, wrap=lambda grid: FaultyGrid(grid, script))
+    (report,) = played.reports
+    assert report.lost == {IDENTIFY: missing}
+    assert report.survivors == (7 if missing == 3 else 0)
+    if missing == 4:
+        assert report.attempts == 2
+        assert "aborted at identifying: needed 7 clients, found 6" in report.aborted[0]
+        assert not any(message.content.array_records for message in played.wire.sent)
+
+
+def test_a_cohort_that_shrank_below_what_its_parameters_withstand_is_given_up():
+    plan = RunPlan(dropout=0.34, secagg=Bonawitz(corrupt=0.0, authority=AUTHORITY))
+    script = losing([0], IDENTIFY)
+    played = play(client_app(seed=1), plan, clients=4, wrap=lambda grid: FaultyGrid(grid, script))
+    assert "aborted at identifying: needed 4 clients, found 3" in played.reports[0].aborted[0]
+
+
+def test_a_certificate_that_somebody_else_answers_with_costs_its_owner_nothing():
+    """Neighbours see certificates; the signature over the node's number is not theirs to give."""
+    kept = {}
+
+    def keep(content):
+        kept["answer"] = content[RECORD]["message"]
+        return content
+
+    def steal(content):
+        content[RECORD]["message"] = kept["answer"]
+        return content
+
+    app = client_app(tampering([1], IDENTIFY, keep), tampering([4], IDENTIFY, steal), seed=1)
+    assert_lost_alone(play(app, SIGNED), 4, IDENTIFY)
+
+
+@pytest.mark.parametrize("garbage", [b"", bytes(200), 7])
+def test_an_answer_that_is_none_is_lost_alone(garbage):
+    def spoil(content):
+        content[RECORD]["message"] = garbage
+        return content
+
+    assert_lost_alone(
+        play(client_app(tampering([4], IDENTIFY, spoil), seed=1), SIGNED), 4, IDENTIFY
+    )
+
+
+def test_too_few_bits_for_a_sparse_graph_are_a_mistake_of_the_configuration():
+    plan = RunPlan(secagg=Bonawitz(security_bits=79, authority=AUTHORITY))
+    with pytest.raises(
+        ConfigurationError, match=r"at least 80 for more than 128 .* got 79 for 129"
+    ):
+        play(client_app(seed=1), plan, clients=129)
 
 
 def test_of_two_nodes_with_one_identity_the_second_is_lost_alone():
     twin = identity()
     played = play(client_app(seed=1, identity=identities(client4=twin, client7=twin)), SIGNED)
-    assert_lost_alone(played, 7, "advertise")
+    assert_lost_alone(played, 7, "identify")
 
 
 def test_an_identity_is_no_obstacle_in_an_unsigned_round():
@@ -172,7 +289,7 @@ def test_a_coordinator_that_tells_two_halves_different_survivors_learns_nothing(
             record["message"] = data[:-44] + (9).to_bytes(4, "little") + data[-40:-4]
         return call_next(message, context)
 
-    played = play(client_app(lie, seed=1, policy=PINNED), plan)
+    played = play(client_app(lie, seed=1, policy=PINNED, identity=ranked), plan)
     (report,) = played.reports
     assert report.survivors == 0
     assert report.lost["reveal"] == 10

@@ -29,6 +29,10 @@ GOOD = [
 ]  # fmt: skip
 
 
+NAMES = [(bytes(32), bytes(32)), (b"a" * 32, bytes(32)), (b"a" * 32, b"r" * 32)]
+"""An authority and a roster."""
+
+
 @st.composite
 def plans(draw):
     clients = draw(st.integers(2, MOST_CLIENTS))
@@ -102,7 +106,7 @@ def test_known_answer():
         "63" * 32 + "00" * 64 + "020001001400000008000000060000000a000000106400000000000000"
     )
     assert PLAN.digest().hex() == (
-        "f4eddd0bb5f3748ac6d102e871b7f28b6d8d48763a1abdfef9ea2da08568dce7"
+        "413c019da576dc94b26b75863ad830703f8f60241d7106db94dc79070f2d511b"
     )
 
 
