@@ -111,7 +111,7 @@ class SecureGrid(WrappedGrid):
         self._registry = None
         if isinstance(self.plan.secagg, Bonawitz) and self.plan.secagg.authority is not None:
             authority = bytes.fromhex(self.plan.secagg.authority)
-            self._registry = Registry(grid, self._clock, authority)
+            self._registry = Registry(grid, self._clock, authority, unix_time)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Pass messages on, except for training.

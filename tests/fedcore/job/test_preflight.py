@@ -29,6 +29,20 @@ def budget(epsilon, rounds=10, **changes):
     return replace(PRIVATE, privacy=privacy, rounds=rounds)
 
 
+@pytest.mark.parametrize(("authority", "clients"), [("ab" * 32, 128), (None, 129)])
+def test_few_bits_will_do_where_no_draw_protects_anybody(authority, clients):
+    secagg = Bonawitz(security_bits=40, authority=authority)
+    check(replace(JOB, clients=129, clients_per_round=clients, secagg=secagg))
+
+
+def test_too_few_bits_for_many_enrolled_devices_are_refused_with_the_repair():
+    secagg = Bonawitz(security_bits=79, authority="ab" * 32)
+    job = replace(JOB, clients=129, clients_per_round=129, secagg=secagg)
+    with pytest.raises(ConfigurationError, match=r"at least 80 .* got 79 for 129: set it to 80"):
+        check(job)
+    assert check(replace(job, secagg=replace(secagg, security_bits=None))).bound is not None
+
+
 def test_what_is_known_before_a_run_starts():
     preflight = check(JOB)
     assert preflight.parameters == WEIGHTS

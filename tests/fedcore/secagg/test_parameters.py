@@ -165,6 +165,11 @@ def test_a_threat_that_nothing_withstands_is_refused_with_its_numbers(clients, t
         ({"dropout": -0.1}, "dropout"),
         ({"dropout": float("nan")}, "dropout"),
         ({"corrupt": 0.4, "dropout": 0.6}, "dropout"),
+        ({"security_bits": 0}, "security_bits"),
+        ({"security_bits": 129}, "security_bits"),
+        ({"security_bits": -40}, "security_bits"),
+        ({"correctness_bits": 0}, "correctness_bits"),
+        ({"correctness_bits": 129}, "correctness_bits"),
     ],
 )
 def test_a_threat_outside_its_range_is_refused_by_name(values, field):

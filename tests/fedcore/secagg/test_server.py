@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from fedcore.errors import PeerProtocolError, RoundAbortedError
+from fedcore.errors import ConfigurationError, PeerProtocolError, RoundAbortedError
 from fedcore.secagg import Plan, invite
 from fedcore.secagg.messages import Delivery, EncryptedShares, Reveal, Roster, Survivors
 from fedcore.secagg.server import AwaitingReveals
@@ -14,6 +14,7 @@ from tests.fedcore.secagg.rehearsal import (
     Rehearsal,
     at_stage,
     complete_plan,
+    keys_of,
     refusal,
     seated,
     whole_round,
@@ -21,7 +22,7 @@ from tests.fedcore.secagg.rehearsal import (
 
 by_stage = pytest.mark.parametrize("stage", STAGES)
 PLAN = complete_plan(6, minimum_survivors=4, threshold=3)
-SIGNED = replace(PLAN, authority=AUTHORITY)
+SIGNED = seated(replace(PLAN, authority=AUTHORITY))
 SPARSE = Plan(12, 6, 4, 5, 16, 6)
 
 
@@ -98,6 +99,22 @@ def test_endorsements_below_the_threshold_abort_the_round():
     rehearsal = at_stage("endorse", SIGNED).listen({0, 1, 2, 3})
     with refusal(RoundAbortedError, "at endorsing: needed 3 clients, found 2"):
         rehearsal.hear()
+
+
+@pytest.mark.parametrize(
+    ("plan", "keys"),
+    [
+        (PLAN, keys_of(SIGNED)),
+        (SIGNED, ()),
+        (SIGNED, keys_of(SIGNED)[1:]),
+        (replace(SIGNED, clients=7, neighbours=6), keys_of(SIGNED)),
+        (replace(SIGNED, roster=bytes(32)), keys_of(SIGNED)),
+    ],
+    ids=["unsigned", "none", "others", "too few", "not named"],
+)
+def test_only_those_whom_the_plan_names_are_invited(plan, keys):
+    with refusal(ConfigurationError, "identity keys that the plan names"):
+        invite(plan, keys)
 
 
 def test_each_client_gets_the_endorsements_of_its_neighbours_and_of_nobody_else():

@@ -56,6 +56,22 @@ def test_another_version_or_kind_is_refused(position, value):
         load_state(bytes(stored))
 
 
+@pytest.mark.parametrize("state", [AwaitingRoster, AwaitingDelivery, AwaitingEndorsements])
+def test_a_state_without_the_identity_key_of_a_peer_is_refused(state):
+    """Else anybody could sign for that peer."""
+    stored = STATES["signed", state]
+    keys = dict(stored.identity_keys)
+    del keys[min(keys)]
+    with refusal(LocalProtocolError, "damaged or of another version"):
+        load_state(dump_state(replace(stored, identity_keys=keys)))
+
+
+def test_a_stored_state_of_an_unsigned_round_has_no_identity_keys():
+    stored = replace(STATES["unsigned", AwaitingRoster], identity_keys={1: b"k" * 32})
+    with refusal(LocalProtocolError, "damaged or of another version"):
+        load_state(dump_state(stored))
+
+
 @pytest.mark.parametrize("key", ACTIVE)
 def test_a_client_outside_its_plan_is_refused(key):
     stored = dump_state(STATES[key])
