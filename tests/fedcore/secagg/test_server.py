@@ -107,7 +107,7 @@ def test_endorsements_below_the_threshold_abort_the_round():
         (PLAN, keys_of(SIGNED)),
         (SIGNED, ()),
         (SIGNED, keys_of(SIGNED)[1:]),
-        (replace(SIGNED, clients=7, neighbours=6), keys_of(SIGNED)),
+        (replace(SIGNED, clients=7, neighbours=6, threshold=4), keys_of(SIGNED)),
         (replace(SIGNED, roster=bytes(32)), keys_of(SIGNED)),
     ],
     ids=["unsigned", "none", "others", "too few", "not named"],
