@@ -16,7 +16,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint types contracts mutate bench lock clean
+.PHONY: help run test test-slow lint types contracts mutate fuzz bench lock clean
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ contracts: $(VENV)/.dev ## Layers: which package may import which.
 
 mutate: $(VENV)/.dev ## Break fedcore/secagg in many ways; every break should fail a test.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation fedcore/secagg $(ARGS)
+
+fuzz: $(VENV)/.dev ## Throw damaged input at every decoder; ARGS="--minutes 30 --seed 7".
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: $(VENV)/.run ## Measure speed, bytes and memory.
 	@$(BIN)/python -m experiments.benchmark $(ARGS)

@@ -23,6 +23,7 @@ from experiments.apart import Memory
 from fedcore.crypto import (
     KeyPair,
     Mask,
+    ParallelAgreement,
     ParallelMasks,
     ReplayedEntropy,
     add_masks,
@@ -182,7 +183,7 @@ def coordinator_cost(plan: Plan, lost: float, workers: int | None = None) -> Cos
         received += len(data)
     process.join()
     start = time.perf_counter()
-    outcome = unmasking.close(ParallelMasks(workers))
+    outcome = unmasking.close(ParallelMasks(workers), ParallelAgreement(workers))
     seconds += time.perf_counter() - start
     expected = plan.ring.dtype.type(sum(cohort.survivors) & plan.ring.mask)
     if not np.all(outcome.total == expected):

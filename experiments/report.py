@@ -19,18 +19,20 @@ import sys
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from itertools import pairwise
 from math import exp, inf, isclose, isfinite, isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from experiments import plots
 from fedcore import __version__
 from fedcore.errors import ConfigurationError
 from fedcore.privacy import PrivacyLedger, Release
 
-if TYPE_CHECKING:  # jinja2 is loaded when a page is written
+if TYPE_CHECKING:  # loaded when a page is written
     from jinja2 import Environment
+    from pydantic import TypeAdapter
 
 REPORT: Final = "report.html"
 FLOAT_BYTES: Final = 4
@@ -318,11 +320,11 @@ def _started(values: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
 
 
 def _typed(target: type[Record], values: Mapping[str, Any], where: str) -> Record:
-    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - --help needs no pydantic
+    from pydantic import ValidationError  # noqa: PLC0415 - --help needs no pydantic
 
     try:
         # JSON has no infinity: pydantic reads "inf", as an infinite epsilon is written.
-        result = TypeAdapter(target).validate_python(values)
+        result: Record = _reader(cast(Any, target)).validate_python(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -330,6 +332,14 @@ def _typed(target: type[Record], values: Mapping[str, Any], where: str) -> Recor
         raise ConfigurationError(msg) from error
     _check_ranges(asdict(result), where)
     return result
+
+
+@lru_cache(maxsize=4)
+def _reader(target: Any) -> TypeAdapter[Any]:
+    """Return what reads a record; to make it takes longer than to read a hundred."""
+    from pydantic import TypeAdapter  # noqa: PLC0415 - --help needs no pydantic
+
+    return TypeAdapter(target)
 
 
 def _check_ranges(values: object, where: str) -> None:
@@ -376,7 +386,7 @@ def _overrides(folder: Path) -> tuple[str, ...]:
 
     try:
         values = safe_load(text)
-    except YAMLError as error:
+    except (YAMLError, ValueError, OverflowError, RecursionError) as error:
         msg = f".hydra/overrides.yaml must be YAML, found otherwise: {error}"
         raise ConfigurationError(msg) from error
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, NoReturn, Self, TypeVar
 
 import grpc
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -167,7 +167,7 @@ def load_helper_key(path: Path) -> KeyPair:
         return KeyPair.from_secret(data)
     try:
         key = load_pem_private_key(data, password=None)
-    except (TypeError, ValueError, UnsupportedAlgorithm):
+    except (TypeError, ValueError, UnsupportedAlgorithm, InternalError):
         key = None
     if not isinstance(key, X25519PrivateKey):
         msg = f"{path} must hold an X25519 secret key, {KEY_BYTES} raw bytes or unencrypted PEM"

@@ -17,7 +17,7 @@ from typing import TypeVar
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedcore.crypto import ParallelMasks
+from fedcore.crypto import ParallelAgreement, ParallelMasks
 from fedcore.engine import Clock
 from fedcore.errors import (
     ConfigurationError,
@@ -153,7 +153,7 @@ class SecureRound:
         unmasking, requests = self._endorse(adding) if plan.authenticated else adding.close()
         agreed_names(self._names_of(unmasking.survivors))
         unmasking = self._stage("reveal", requests, Reveal, unmasking, AwaitingReveals.on_reveal)
-        outcome = unmasking.close(ParallelMasks())
+        outcome = unmasking.close(ParallelMasks(), ParallelAgreement())
         return outcome.total, outcome.survivors
 
     def _endorse(

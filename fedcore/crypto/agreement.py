@@ -7,7 +7,11 @@ independent, because the context is the salt and the purpose is the info string.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
+from typing import Protocol
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -71,6 +75,47 @@ class Agreement:
             msg = "a peer's public key must be 32 bytes of a point of large order; drop that peer"
             raise PeerProtocolError(msg) from error
         return HKDF(hashes.SHA256(), KEY_BYTES, salt=salt, info=info).derive(point)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One key that is to be agreed on.
+
+    Attributes:
+        secret: Our X25519 secret, 32 bytes.
+        peer: The other end's public key, 32 bytes.
+        info: The purpose; equal on both ends.
+    """
+
+    secret: bytes = field(repr=False)
+    peer: bytes
+    info: bytes
+
+
+class AgreeAll(Protocol):
+    """`agree_all`, or something that returns the same, e.g. with more cores."""
+
+    def __call__(self, exchanges: Sequence[Exchange], /, *, salt: bytes) -> list[bytes]:
+        """Return the key of each exchange."""
+        ...
+
+
+def agree_all(exchanges: Sequence[Exchange], /, *, salt: bytes) -> list[bytes]:
+    """Return the 32-byte key of each exchange; neighbours of one secret load it once.
+
+    Args:
+        exchanges: In any order.
+        salt: The context; equal on both ends.
+
+    Raises:
+        PeerProtocolError: A peer's key is no valid public key.
+    """
+    return [
+        agreement.key(exchange.peer, salt=salt, info=exchange.info)
+        for secret, group in groupby(exchanges, key=attrgetter("secret"))
+        for agreement in (Agreement(secret),)
+        for exchange in group
+    ]
 
 
 def check_public_key(key: bytes) -> None:

@@ -79,7 +79,7 @@ class ParallelMasks:
         listed = check_seeds(masks)
         parts = _parts(x, self._workers)
         work = x.nbytes * len(listed)
-        if len(parts) < 2 or work < max(self._least_bytes, 1) or not _may_fork():
+        if len(parts) < 2 or work < max(self._least_bytes, 1) or not may_fork():
             return add_masks(x, listed, ring)
         total = np.frombuffer(mmap.mmap(-1, x.nbytes), x.dtype)
         np.copyto(total, x)
@@ -99,7 +99,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _may_fork() -> bool:
+def may_fork() -> bool:
     """Whether children are possible: not on Windows, and not inside a daemon process."""
     if "fork" not in multiprocessing.get_all_start_methods():
         return False

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
@@ -78,7 +78,7 @@ class VerifyKey:
         """
         try:
             key = serialization.load_pem_public_key(pem)
-        except (ValueError, UnsupportedAlgorithm):
+        except (ValueError, UnsupportedAlgorithm, InternalError):
             key = None
         if not isinstance(key, Ed25519PublicKey):
             msg = "expected a PEM file with an Ed25519 public key: pass the publisher's .pub file"
@@ -142,7 +142,7 @@ class SigningKey:
         """
         try:
             key = serialization.load_pem_private_key(pem, password=None)
-        except (TypeError, ValueError, UnsupportedAlgorithm):
+        except (TypeError, ValueError, UnsupportedAlgorithm, InternalError):
             key = None
         if not isinstance(key, Ed25519PrivateKey):
             msg = "expected a PEM file with an unencrypted Ed25519 private key"

@@ -6,9 +6,6 @@ to a `Dataset`. The libraries behind a source are imported when it is used.
 
 from __future__ import annotations
 
-import struct
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, assert_never
@@ -16,24 +13,11 @@ from typing import Any, Literal, TypeAlias, assert_never
 import numpy as np
 import numpy.typing as npt
 
+from fedcore.archive import read_arrays
 from fedcore.data.dataset import Dataset, from_arrays
 from fedcore.errors import ConfigurationError, DataError
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-# What numpy and zipfile raise on files that are not what they claim to be.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    MemoryError,
-    OverflowError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 _SPLIT_SEED = 20_230_917  # the test split of the digits never changes between runs
 
 
@@ -175,17 +159,13 @@ def _read_npz(path: str, names: tuple[str, ...]) -> list[npt.NDArray[Any]]:
         msg = f"data file {path} does not exist: check data.path"
         raise DataError(msg)
     try:
-        # Opened here: numpy does not close what it cannot read.
         with file.open("rb") as stream:
-            archive = np.load(stream, allow_pickle=False)
-            found = list(getattr(archive, "files", ()))  # a single array (.npy) has no names
-            missing = [name for name in names if name not in found]
-            arrays = [] if missing else [archive[name] for name in names]
-    except _UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        msg = f"data file {path} cannot be read as .npz without pickled objects: {reason}"
+            arrays, found = read_arrays(stream, names)
+    except (OSError, ValueError) as error:
+        msg = f"data file {path} cannot be read as .npz without pickled objects: {error}"
         raise DataError(msg) from None
+    missing = [name for name in names if name not in arrays]
     if missing:
         msg = f"data file {path} must hold {', '.join(names)}; missing: {missing}, found: {found}"
         raise DataError(msg)
-    return arrays
+    return [arrays[name] for name in names]

@@ -9,7 +9,6 @@ import argparse
 import json
 import sys
 import time
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -17,6 +16,7 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
+from fedcore.archive import read_arrays
 from fedcore.crypto.signatures import VerifyKey
 from fedcore.device.footprint import foreign_modules, peak_memory_mb
 from fedcore.device.runtime import Classifier
@@ -93,12 +93,12 @@ def read_samples(path: Path) -> Samples:
         DataError: It is no such file, holds no `x`, or its arrays do not fit together.
     """
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("x", "y", "reference") if name in file}
+        with path.open("rb") as file:
+            arrays, _ = read_arrays(file, ("x", "y", "reference"))
     except OSError as error:
         msg = f"cannot read {path}: {error.strerror or error}"
         raise DataError(msg) from error
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except ValueError as error:
         msg = f"{path} must be an .npz file without pickled objects: {error}"
         raise DataError(msg) from error
     if "x" not in arrays or arrays["x"].ndim == 0 or len(arrays["x"]) == 0:

@@ -16,13 +16,16 @@ import json
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import ceil
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from fedcore.codec import Clip, Dense, Hadamard, NoRotation, Quantize, RandomK
 from fedcore.crypto import transcript_hash
 from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.privacy import DistributedGaussian, DistributedSkellam, NoPrivacy
 from fedcore.secagg.parameters import COMPLETE_UP_TO, GRINDING_BITS, SECURITY_BITS
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 _EXACT = 2**53
 """Below it a float that is whole is the integer."""
@@ -359,10 +362,10 @@ def _whole(value: object) -> object:
 
 @lru_cache(maxsize=16)
 def _parse(data: bytes) -> RoundPlan:
-    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - only where plans are read
+    from pydantic import ValidationError  # noqa: PLC0415 - only where plans are read
 
     try:
-        plan = TypeAdapter(RoundPlan).validate_json(data, extra="forbid")
+        plan = _parser().validate_json(data, extra="forbid")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -372,3 +375,11 @@ def _parse(data: bytes) -> RoundPlan:
         msg = "the coordinator's plan is refused: it is not in canonical form"
         raise PeerProtocolError(msg)
     return plan
+
+
+@lru_cache(maxsize=1)
+def _parser() -> TypeAdapter[RoundPlan]:
+    """Return what reads plans; to make it takes a hundred times as long as to use it."""
+    from pydantic import TypeAdapter  # noqa: PLC0415 - only where plans are read
+
+    return TypeAdapter(RoundPlan)

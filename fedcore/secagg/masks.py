@@ -12,7 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedcore.crypto import SHARE_BYTES, Agreement, Mask, seal, transcript_hash, unseal
+from fedcore.crypto import (
+    SHARE_BYTES,
+    AgreeAll,
+    Agreement,
+    Exchange,
+    Mask,
+    agree_all,
+    seal,
+    transcript_hash,
+    unseal,
+)
 from fedcore.secagg.messages import Box, ClientId, Share
 
 
@@ -24,13 +34,37 @@ def pairwise_masks(
     Raises:
         PeerProtocolError: One of `peer_keys` is not a valid public key.
     """
-    agreement = Agreement(secret)
+    return masks_of_pairs({client: secret}, {client: peer_keys}, digest)
+
+
+def masks_of_pairs(
+    secrets: Mapping[ClientId, bytes],
+    peer_keys: Mapping[ClientId, Mapping[ClientId, bytes]],
+    digest: bytes,
+    agree: AgreeAll = agree_all,
+) -> list[Mask]:
+    """Return the masks that several clients add for their peers.
+
+    Args:
+        secrets: The masking secret of each client.
+        peer_keys: For each of them the mask keys of its peers.
+        digest: Of the plan.
+        agree: Agrees on the masks' seeds; `ParallelAgreement` uses all cores.
+
+    Raises:
+        PeerProtocolError: One of `peer_keys` is not a valid public key.
+    """
+    pairs = [(client, peer) for client in secrets for peer in sorted(peer_keys[client])]
+    seeds = agree(
+        [
+            Exchange(secrets[client], peer_keys[client][peer], _pair(b"mask", client, peer))
+            for client, peer in pairs
+        ],
+        salt=digest,
+    )
     return [
-        Mask(
-            agreement.key(key, salt=digest, info=_pair(b"mask", client, peer)),
-            1 if client < peer else -1,
-        )
-        for peer, key in sorted(peer_keys.items())
+        Mask(seed, 1 if client < peer else -1)
+        for (client, peer), seed in zip(pairs, seeds, strict=True)
     ]
 
 

@@ -21,15 +21,17 @@ from typing import TypeAlias
 
 from fedcore.crypto import (
     AddMasks,
+    AgreeAll,
     KeyPair,
     Mask,
     add_masks,
+    agree_all,
     check_public_key,
     check_share,
     combine,
 )
 from fedcore.errors import ConfigurationError, PeerProtocolError, RoundAbortedError
-from fedcore.secagg.masks import pairwise_masks, seed_commitment
+from fedcore.secagg.masks import masks_of_pairs, seed_commitment
 from fedcore.secagg.messages import (
     Advertisement,
     ClientId,
@@ -106,18 +108,19 @@ class AwaitingReveals:
             for client in self.shared
         )
 
-    def close(self, unmask: AddMasks = add_masks) -> Outcome:
+    def close(self, unmask: AddMasks = add_masks, agree: AgreeAll = agree_all) -> Outcome:
         """Subtract all masks from the sum. [BIK+17, figure 4, round 4].
 
         Args:
             unmask: Adds the masks' opposites; `ParallelMasks` uses all cores.
+            agree: Agrees on the masks of the dropped; `ParallelAgreement` likewise.
 
         Raises:
             RoundAbortedError: A secret has too few shares, or shares that do not
                 reconstruct what was advertised: whose they are cannot be told.
         """
         try:
-            masks = [*self._self_masks(), *self._unpaired_masks()]
+            masks = [*self._self_masks(), *self._unpaired_masks(agree)]
         except PeerProtocolError as error:
             raise RoundAbortedError(
                 stage="unmasking",
@@ -143,23 +146,24 @@ class AwaitingReveals:
             )
             yield Mask(seed, -1)
 
-    def _unpaired_masks(self) -> Iterator[Mask]:
-        """Yield what each dropped client would have added: its peers' masks cancel then."""
-        digest = self.plan.digest()
+    def _unpaired_masks(self, agree: AgreeAll) -> list[Mask]:
+        """Return what each dropped client would have added: its peers' masks cancel then."""
+        secrets: dict[ClientId, bytes] = {}
+        keys: dict[ClientId, dict[ClientId, bytes]] = {}
         for client in sorted(self.shared - self.survivors):
             shares = {
                 peer: reveal.mask_key_shares[client]
                 for peer, reveal in self._reveals_about(client).items()
             }
-            secret = self._reconstruct(
+            secrets[client] = self._reconstruct(
                 shares,
                 lambda secret, client=client: (  # type: ignore[misc]
                     KeyPair.from_secret(secret).public == self.keys[client]
                 ),
             )
             peers = self.plan.neighbours_of(client) & self.survivors
-            keys = {peer: self.keys[peer] for peer in peers}
-            yield from pairwise_masks(secret, client, keys, digest)
+            keys[client] = {peer: self.keys[peer] for peer in peers}
+        return masks_of_pairs(secrets, keys, self.plan.digest(), agree)
 
     def _reveals_about(self, client: ClientId) -> dict[ClientId, Reveal]:
         peers = self.plan.neighbours_of(client)

@@ -362,6 +362,8 @@ def removed(path):
         (spoiled("ledger.json", "{}"), "ledger.json: ledger must be an object"),
         (spoiled(".hydra/overrides.yaml", "a: b"), "overrides.yaml must be a list of strings"),
         (spoiled(".hydra/overrides.yaml", "[a"), "overrides.yaml must be YAML"),
+        (spoiled(".hydra/overrides.yaml", "[" * 3000), "overrides.yaml must be YAML"),
+        (spoiled(".hydra/overrides.yaml", "[2001-99-99]"), "overrides.yaml must be YAML"),
     ],
 )
 def test_a_malformed_folder_is_refused(private, spoil, problem, capsys):

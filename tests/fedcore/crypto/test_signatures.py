@@ -181,3 +181,10 @@ def test_an_encrypted_private_key_is_refused():
 def test_a_key_of_the_wrong_length_is_refused(kind, size):
     with pytest.raises(ConfigurationError, match=f"32 bytes, got {size}"):
         kind(bytes(size))
+
+
+def test_a_key_whose_name_of_a_curve_has_one_bit_wrong_is_refused():
+    """OpenSSL then finds an X448 key of the wrong length, and its error is no ValueError."""
+    pem = SigningKey(bytes(32)).to_pem().replace(b"MC4CAQAwBQYDK2Vw", b"MC4CAQAwBQYDK2Vv")
+    with pytest.raises(ConfigurationError, match="an unencrypted Ed25519 private key"):
+        SigningKey.from_pem(pem)
