@@ -8,6 +8,7 @@ takes its partition of the job's data set.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -31,7 +32,8 @@ from fedcore.data import (
 )
 from fedcore.engine import to_arrays, to_record
 from fedcore.errors import ConfigurationError
-from fedcore.job import Job
+from fedcore.job import Job, of_examples
+from fedcore.job.levels import NOISE_KEY
 from fedcore.models import ModelConfig, build
 from fedcore.pipeline import Uniform
 from fedcore.training import (
@@ -113,8 +115,9 @@ def _train(message: Message, context: Context, entropy: Entropy) -> Message:
     model = _load_model(job, context, message)
     rng = generator(entropy.child(f"training/round={round_number}"), "sgd")
     metrics: dict[str, int | float | list[int] | list[float]]
-    if isinstance(job.privacy, ExampleLevelPrivacy):
-        train_example_level(model, x, y, job.training, job.privacy, rng=rng, proximal_mu=float(mu))
+    privacy = _example_privacy(job, config)
+    if privacy is not None:
+        train_example_level(model, x, y, job.training, privacy, rng=rng, proximal_mu=float(mu))
         metrics = {}  # computed on raw examples: nothing of it may leave the device
     else:
         report = train(model, x, y, job.training, rng, proximal_mu=float(mu))
@@ -128,6 +131,15 @@ def _train(message: Message, context: Context, entropy: Entropy) -> Message:
         }
     )
     return Message(content, reply_to=message)
+
+
+def _example_privacy(job: Job, config: ConfigRecord) -> ExampleLevelPrivacy | None:
+    """Return how examples are protected; a job with a target is told the noise by the message."""
+    privacy = of_examples(job.privacy)
+    noise = config.get(NOISE_KEY)
+    if privacy is None or privacy.noise_multiplier is not None or not isinstance(noise, float):
+        return privacy  # without a stated noise training refuses to begin
+    return replace(privacy, noise_multiplier=noise, epsilon=None)
 
 
 def _evaluate(message: Message, context: Context) -> Message:

@@ -13,9 +13,9 @@ def main(cfg: DictConfig) -> None:
     """Compose, convert once, account."""
     with one_line_errors():
         from experiments.accounting import account  # noqa: PLC0415 - --help needs no torch
-        from experiments.schema import to_experiment  # noqa: PLC0415 - nor pydantic
+        from experiments.schema import to_account  # noqa: PLC0415 - nor pydantic
 
-        print(account(to_experiment(cfg)))
+        print(account(*to_account(cfg)))
 
 
 if __name__ == "__main__":

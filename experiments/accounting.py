@@ -1,4 +1,4 @@
-"""What a run would cost in privacy: over its rounds, and over the noise."""
+"""What a run would cost in privacy: over its rounds, its noise and its bits, without training."""
 
 from __future__ import annotations
 
@@ -6,70 +6,138 @@ from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 
-from experiments.schema import Experiment
+from experiments import account_plot
+from experiments.costs import costs_in_words, warnings_in_words
+from experiments.schema import Experiment, Sizes
 from fedcore.errors import ConfigurationError
-from fedcore.job import check
-from fedcore.job.preflight import first_round
-from fedcore.privacy import DistributedGaussian, DistributedSkellam, PrivacyLedger, Release
-from fedcore.training import ExampleLevelPrivacy
+from fedcore.job import Assessment, Cost, assess, check, of_devices
+from fedcore.pipeline import Modular, RunPlan, bind_first, projected_epsilon, with_noise
+from fedcore.privacy import NoPrivacy, PrivacyLedger, Release
 
 NOISES = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+BITS = range(6, 33)
+_NOTHING = 1.0001
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """Epsilon after `rounds` rounds with `noise_multiplier`."""
+class Account:
+    """The curves of one unit.
 
-    rounds: int
-    noise_multiplier: float
-    epsilon: float
+    Attributes:
+        cost: Of the run as it is configured.
+        by_round: (rounds, epsilon).
+        by_noise: (noise multiplier, epsilon of the whole run); infinite if it does not fit.
+    """
+
+    cost: Cost
+    by_round: tuple[tuple[int, float], ...]
+    by_noise: tuple[tuple[float, float], ...]
 
 
-def account(experiment: Experiment) -> str:
-    """Draw both curves and return the text to print.
+def account(experiment: Experiment, sizes: Sizes | None = None) -> str:
+    """Draw all curves and return the text to print.
+
+    Args:
+        experiment: Whose privacy is accounted.
+        sizes: Instead of those of its data, which is then not read.
 
     Raises:
         ConfigurationError: The run adds no noise, cannot work, or exceeds its budget.
     """
     job = experiment.job
-    if not isinstance(job.privacy, (DistributedGaussian, DistributedSkellam, ExampleLevelPrivacy)):
+    if sizes is None:
+        preflight = check(job)
+        parameters, privacy = preflight.parameters, preflight.privacy
+    else:
+        parameters = sizes.parameters
+        privacy = assess(job, parameters=parameters, fewest_examples=sizes.examples)
+    if privacy.device is None and privacy.example is None:
         msg = (
             f"privacy={job.privacy.kind} adds no noise, so epsilon is infinite: choose "
-            "privacy=distributed_gaussian, distributed_skellam or example_level"
+            "privacy=distributed_gaussian, distributed_skellam, example_level or both_levels"
         )
         raise ConfigurationError(msg)
-    preflight = check(job)
-    release = preflight.example_release
-    if preflight.bound is not None and release is None:
-        release = preflight.bound.release(preflight.bound.plan.clients)
-    if release is None:
-        msg = "nothing that this run releases carries noise"
-        raise ConfigurationError(msg)
-    ledger = PrivacyLedger(delta=job.privacy.delta)
-    by_round = [
-        Point(rounds, release.noise_multiplier, ledger.projected_epsilon(release, rounds))
-        for rounds in _milestones(job.rounds)
-    ]
-    by_noise = [
-        Point(job.rounds, noise, _epsilon(experiment, preflight.parameters, release, noise))
-        for noise in NOISES
-    ]
-    picture = _draw(experiment, by_round, by_noise)
-    unit = "one device" if release.unit == "device" else "one example"
-    lines = [
-        f"{job.name}: protects {unit}, noise multiplier {release.noise_multiplier:g}, "
-        f"delta {job.privacy.delta:g}, amplification by sampling "
-        f"{'claimed (Poisson)' if release.amplification_claimed else 'not claimed'}",
-        "",
-        "  rounds   epsilon",
-        *(f"  {point.rounds:>6}   {point.epsilon:>7.3f}" for point in by_round),
-        "",
-        f"  noise    epsilon after {job.rounds} rounds",
-        *(f"  {point.noise_multiplier:>5g}    {_shown(point.epsilon)}" for point in by_noise),
-        "",
-        f"  picture  {picture}",
-    ]
-    return "\n".join(lines)
+    accounts = _accounts(privacy, parameters)
+    by_bits = _inflation_by_bits(privacy, parameters)
+    folder = Path(experiment.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = folder / "epsilon.png"
+    picture.write_bytes(account_plot.draw(accounts, privacy.job.rounds, by_bits))
+    return "\n".join(_lines(privacy, parameters, accounts, by_bits, picture))
+
+
+def _accounts(privacy: Assessment, parameters: int) -> list[Account]:
+    """Return the curves of each unit that is protected."""
+    job, bound = privacy.job, privacy.bound
+    found = []
+    if privacy.device is not None and bound is not None:
+        release, plan = bound.release(bound.plan.clients), bound.plan.run
+        found.append(
+            _curves(
+                privacy.device,
+                job.rounds,
+                release,
+                lambda z: _of_sums(plan, job.clients_per_round, parameters, job.rounds, z),
+            )
+        )
+    if privacy.example is not None and privacy.example_release is not None:
+        local, delta = privacy.example_release, privacy.example.delta
+        found.append(
+            _curves(
+                privacy.example,
+                job.rounds,
+                local,
+                lambda z: PrivacyLedger(delta=delta).projected_epsilon(
+                    replace(local, noise_multiplier=z, mechanism="gaussian"), job.rounds
+                ),
+            )
+        )
+    return found
+
+
+def _curves(
+    cost: Cost, rounds: int, release: Release, epsilon: account_plot.EpsilonOfNoise
+) -> Account:
+    ledger = PrivacyLedger(delta=cost.delta)
+    noises = sorted({*NOISES, cost.noise_multiplier} - {0.0})
+    return Account(
+        cost,
+        tuple((count, ledger.projected_epsilon(release, count)) for count in _milestones(rounds)),
+        tuple((noise, epsilon(noise)) for noise in noises),
+    )
+
+
+def _of_sums(plan: RunPlan, clients: int, dim: int, rounds: int, noise: float) -> float:
+    """Return epsilon of the whole run with another noise; infinite if that does not fit."""
+    try:
+        bound = bind_first(with_noise(plan, noise), clients=clients, dim=dim)
+    except ConfigurationError:
+        return inf  # more noise than the ring holds, or too little for a share
+    return projected_epsilon(bound, rounds, getattr(plan.privacy, "delta", 1e-5))
+
+
+def _inflation_by_bits(privacy: Assessment, dim: int) -> list[tuple[int, float]]:
+    """Return the inflation for every number of bits in which this noise fits at all."""
+    if privacy.device is None or privacy.bound is None:
+        return []
+    plan, found = privacy.bound.plan.run, []
+    if not isinstance(plan.quantize, Modular):
+        return []
+    sums = of_devices(privacy.job.privacy)
+    if isinstance(sums, NoPrivacy):
+        return []
+    unlimited = replace(plan, privacy=replace(sums, max_inflation=100.0))
+    for bits in BITS:
+        wider = replace(unlimited, quantize=replace(plan.quantize, bits=bits))
+        try:
+            bound = bind_first(wider, clients=privacy.job.clients_per_round, dim=dim)
+        except ConfigurationError:
+            continue
+        if bound.calibration is not None:
+            found.append((bits, bound.calibration.inflation))
+            if bits >= privacy.bound.ring.bits and bound.calibration.inflation < _NOTHING:
+                break  # more bits buy nothing
+    return found
 
 
 def _milestones(rounds: int) -> list[int]:
@@ -78,52 +146,42 @@ def _milestones(rounds: int) -> list[int]:
     return [*(step for step in steps if step < rounds), rounds]
 
 
-def _epsilon(experiment: Experiment, parameters: int, release: Release, noise: float) -> float:
-    """Return epsilon of the whole run with another noise; infinite if that does not fit."""
-    job = experiment.job
-    ledger = PrivacyLedger(delta=getattr(job.privacy, "delta", 1e-5))
-    if isinstance(job.privacy, ExampleLevelPrivacy):
-        return ledger.projected_epsilon(replace(release, noise_multiplier=noise), job.rounds)
-    if not isinstance(job.privacy, (DistributedGaussian, DistributedSkellam)):
-        return inf
-    privacy = replace(job.privacy, noise_multiplier=noise, epsilon_budget=None)
-    try:
-        bound = first_round(replace(job, privacy=privacy), parameters)
-    except ConfigurationError:
-        return inf  # more noise than the ring holds
-    if bound is None:
-        return inf
-    return ledger.projected_epsilon(bound.release(bound.plan.clients), job.rounds)
+def _lines(
+    privacy: Assessment,
+    parameters: int,
+    accounts: list[Account],
+    by_bits: list[tuple[int, float]],
+    picture: Path,
+) -> list[str]:
+    job = privacy.job
+    lines = [
+        f"{job.name}: {parameters:,} weights, {job.rounds} rounds, {job.clients_per_round} of "
+        f"{job.clients} devices a round",
+        *costs_in_words(privacy),
+        *warnings_in_words(privacy),
+    ]
+    for entry in accounts:
+        lines += ["", *_table(entry, job.rounds, privacy)]
+    if by_bits:
+        lines += ["", "  bits     noise over the central Gaussian's"]
+        lines += [f"  {bits:>4}     {inflation:.4f}" for bits, inflation in by_bits]
+    return [*lines, "", f"  picture  {picture}"]
+
+
+def _table(entry: Account, rounds: int, privacy: Assessment) -> list[str]:
+    release = privacy.example_release
+    claimed = entry.cost.unit == "example" and release and release.amplification_claimed
+    sampling = "counts in its favour (Poisson)" if claimed else "is not counted"
+    return [
+        f"  for one {entry.cost.unit}, delta {entry.cost.delta:g}; that it is sampled {sampling}",
+        "",
+        "  rounds   epsilon",
+        *(f"  {count:>6}   {epsilon:>7.3f}" for count, epsilon in entry.by_round),
+        "",
+        f"  noise    epsilon after {rounds} rounds",
+        *(f"  {noise:>5.5g}    {_shown(epsilon)}" for noise, epsilon in entry.by_noise),
+    ]
 
 
 def _shown(epsilon: float) -> str:
     return f"{epsilon:.3f}" if epsilon < inf else "does not fit the ring: raise quantize.bits"
-
-
-def _draw(experiment: Experiment, by_round: list[Point], by_noise: list[Point]) -> Path:
-    """Write one picture with both curves and return its path."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - only where it draws
-
-    folder = Path(experiment.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot([p.rounds for p in by_round], [p.epsilon for p in by_round], marker="o")
-    left.set(xlabel="rounds", ylabel="epsilon", title="over the rounds", ylim=(0, None))
-    fitting = [point for point in by_noise if point.epsilon < inf]
-    right.plot([p.noise_multiplier for p in fitting], [p.epsilon for p in fitting], marker="o")
-    right.set(
-        xlabel="noise multiplier",
-        ylabel=f"epsilon after {experiment.rounds} rounds",
-        title="over the noise",
-        xscale="log",
-        yscale="log",
-    )
-    right.set_xticks(NOISES, [f"{noise:g}" for noise in NOISES])
-    right.minorticks_off()
-    for axes in (left, right):
-        axes.grid(visible=True, alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    path = folder / "epsilon.png"
-    figure.savefig(path, dpi=150)
-    return path

@@ -50,6 +50,7 @@ class Recorder:
         self._initial: Evaluation | None = None
         self._reports: list[RoundReport] = []
         self._evaluation: Evaluation | None = None
+        self._example_epsilon: float | None = None
         self._stopped: str | None = None
         self._began = time.perf_counter()
         self._trained = self._began
@@ -78,6 +79,9 @@ class Recorder:
             self._lines.write(json.dumps(self._line(progress), allow_nan=False) + "\n")
             self._lines.flush()
         _replace(self._folder / "ledger.json", progress.ledger.to_json())
+        if progress.examples is not None:  # another unit: the two do not add up
+            self._example_epsilon = progress.examples.epsilon
+            _replace(self._folder / "ledger_example.json", progress.examples.to_json())
         if self._bar is not None:
             self._bar.set_postfix_str(self._postfix(report))
             self._bar.update()
@@ -120,6 +124,9 @@ class Recorder:
             "downlink_bytes": report.traffic.down_total,
             "uploads": report.traffic.uploads,
             "epsilon": finite(report.epsilon),
+            "epsilon_example": None
+            if progress.examples is None
+            else finite(progress.examples.epsilon),
             "seconds": round(self._trained - self._began, 3),
         }
 
@@ -152,10 +159,28 @@ class Recorder:
             "secagg": self._secagg(job),
             "epsilon": finite(spent),
             "delta": preflight.delta,
+            **self._privacy(preflight, spent),
             "seconds_total": round(seconds, 3),
             "clients_per_second": round(trained / seconds, 2) if seconds else 0.0,
             "peak_memory_mb": round(_peak_memory_mb(), 1),
             "release": None if release is None else dict(release),
+        }
+
+    def _privacy(self, preflight: Preflight, spent: float) -> dict[str, object]:
+        """Return targets, the noise found for them, and what an example paid."""
+        device, example = preflight.privacy.device, preflight.privacy.example
+        main = device or example
+        example_spent = spent if device is None else self._example_epsilon or 0.0
+        return {
+            "unit": None if main is None else main.unit,
+            "epsilon_target": None if main is None else main.target,
+            "noise_multiplier": None if main is None else main.noise_multiplier,
+            "noise_inflation": None if device is None else device.inflation,
+            "epsilon_example": None if example is None else finite(example_spent),
+            "delta_example": None if example is None else example.delta,
+            "epsilon_target_example": None if example is None else example.target,
+            "noise_multiplier_example": None if example is None else example.noise_multiplier,
+            "warnings": list(preflight.privacy.warnings),
         }
 
     def _bytes(self, parameters: int) -> dict[str, object]:

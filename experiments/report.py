@@ -62,6 +62,7 @@ class Round:
     uploads: int
     epsilon: float
     seconds: float
+    epsilon_example: float | None = None
 
     @property
     def client_bytes(self) -> float:
@@ -121,6 +122,15 @@ class Summary:
     secagg: Masks | None
     epsilon: float
     delta: float | None
+    unit: str | None = None
+    epsilon_target: float | None = None
+    noise_multiplier: float | None = None
+    noise_inflation: float | None = None
+    epsilon_example: float | None = None
+    delta_example: float | None = None
+    epsilon_target_example: float | None = None
+    noise_multiplier_example: float | None = None
+    warnings: tuple[str, ...] = ()
     seconds_total: float
     clients_per_second: float
     peak_memory_mb: float
@@ -138,6 +148,8 @@ class Run:
     rounds: Sequence[Round]
     ledger: PrivacyLedger | None
     overrides: Sequence[str]
+    examples: PrivacyLedger | None = None
+    """What local training cost an example, where `ledger` counts devices."""
 
     @property
     def released(self) -> bool:
@@ -156,7 +168,11 @@ class Run:
 
     @property
     def ledger_agrees(self) -> bool:
-        """Whether the ledger, composed again, costs what the summary says."""
+        """Whether the ledgers, composed again, cost what the summary says."""
+        if self.examples is not None and not isclose(
+            self.examples.epsilon, self.summary.epsilon_example or 0.0, rel_tol=1e-3
+        ):
+            return False
         if self.ledger is None or not self.ledger.releases:
             return not self.private  # without an entry nothing was bounded
         return isclose(self.ledger.epsilon, self.summary.epsilon, rel_tol=1e-3)
@@ -270,7 +286,13 @@ def read_run(folder: Path) -> Run:
             "summary.json counts, found no such file: restore it"
         )
         raise ConfigurationError(msg)
-    return Run(summary, _rounds(lines or ""), _ledger(folder), _overrides(folder))
+    return Run(
+        summary,
+        _rounds(lines or ""),
+        _ledger(folder, "ledger.json"),
+        _overrides(folder),
+        _ledger(folder, "ledger_example.json"),
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -366,14 +388,14 @@ def _rounds(text: str) -> tuple[Round, ...]:
     return tuple(rounds)
 
 
-def _ledger(folder: Path) -> PrivacyLedger | None:
-    text = _text(folder / "ledger.json")
+def _ledger(folder: Path, name: str) -> PrivacyLedger | None:
+    text = _text(folder / name)
     if text is None:
         return None
     try:
         return PrivacyLedger.from_json(text)
     except ConfigurationError as error:
-        msg = f"ledger.json: {error}"
+        msg = f"{name}: {error}"
         raise ConfigurationError(msg) from error
 
 

@@ -108,12 +108,32 @@ class Experiment(Job):
         return replace(job, secagg=replace(job.secagg, authority=authority))
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What an account needs to know of data and model.
+
+    Attributes:
+        parameters: Weights of the model.
+        examples: On the smallest device.
+    """
+
+    parameters: int
+    examples: int
+
+    def __post_init__(self) -> None:
+        for name in ("parameters", "examples"):
+            if getattr(self, name) < 1:
+                msg = f"sizes.{name} must be at least 1, got {getattr(self, name)}"
+                raise ConfigurationError(msg)
+
+
 def to_experiment(cfg: DictConfig) -> Experiment:
     """Convert composed YAML into the typed value that the library takes.
 
     Raises:
         ConfigurationError: A key is missing, unknown, of the wrong type or out of range.
     """
+    OmegaConf.register_new_resolver("unless", _unless, replace=True)
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         return TypeAdapter(Experiment).validate_python(values, extra="forbid")
@@ -122,3 +142,30 @@ def to_experiment(cfg: DictConfig) -> Experiment:
         raise ConfigurationError(msg) from None
     except ValidationError as error:
         raise ConfigurationError(explain(error)) from None
+
+
+def to_account(cfg: DictConfig) -> tuple[Experiment, Sizes | None]:
+    """Convert the configuration of an account: an experiment, and perhaps its sizes.
+
+    Raises:
+        ConfigurationError: As `to_experiment`, or only one of the sizes is given.
+    """
+    given = dict(cfg.sizes)
+    experiment = to_experiment(
+        OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "sizes"])
+    )
+    if all(value is None for value in given.values()):
+        return experiment, None
+    try:
+        return experiment, TypeAdapter(Sizes).validate_python(given, extra="forbid")
+    except ValidationError as error:
+        msg = f"sizes.{explain(error)}; give both sizes.parameters and sizes.examples"
+        raise ConfigurationError(msg) from None
+
+
+def _unless(given: object, default: object) -> object:
+    """Return `default`, or None where another key is given that takes its place.
+
+    So that ``privacy.epsilon=4`` alone is enough: the default noise stands back for it.
+    """
+    return default if given is None else None

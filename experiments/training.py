@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from clients.client_app import build_client_app, replayed_entropy
 from clients.policy import DevicePolicy
 from clients.simulated import simulated_identities
+from experiments.costs import costs_in_words, warnings_in_words
 from experiments.recorder import Recorder, ReleaseSummary
 from experiments.report import write_report
 from experiments.schema import Experiment, InProcess, NoRelease, Ray
@@ -47,6 +48,7 @@ def run_experiment(experiment: Experiment, cfg: DictConfig) -> dict[str, object]
     job = experiment.job
     folder = _new_folder(experiment.output)
     preflight = check(job)
+    job = preflight.job  # its noise is stated now: devices and records get the same
     folder.mkdir(parents=True, exist_ok=True)
     _write_configuration(folder, cfg)
     recorder = Recorder(folder, quiet=not sys.stderr.isatty())
@@ -169,6 +171,8 @@ def _announce(job: Job, preflight: Preflight, folder: Path) -> None:
         f"epsilon {preflight.epsilon:.3g} after the last round\n{folder}",
         flush=True,
     )
+    for line in (*costs_in_words(preflight.privacy), *warnings_in_words(preflight.privacy)):
+        print(line, flush=True)
 
 
 def _closing(summary: dict[str, object], report: Path) -> str:
@@ -227,7 +231,13 @@ def _result_rows(summary: dict[str, object]) -> list[tuple[str, str]]:
 def _privacy(summary: dict[str, object]) -> str:
     if summary["epsilon"] == "inf":
         return "none: epsilon inf"
-    return f"epsilon {_short(summary['epsilon'])}, delta {_short(summary['delta'])}"
+    spent = f"epsilon {_short(summary['epsilon'])}, delta {_short(summary['delta'])}"
+    if summary["unit"] == "device" and summary["epsilon_example"] is not None:
+        spent += (
+            f" for a device; epsilon {_short(summary['epsilon_example'])}, delta "
+            f"{_short(summary['delta_example'])} for an example"
+        )
+    return spent
 
 
 def _short(value: object) -> str:

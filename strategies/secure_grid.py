@@ -35,7 +35,7 @@ from fedcore.pipeline import (
     model_digest,
 )
 from fedcore.pipeline.envelope import IDENTIFY
-from fedcore.privacy import NoPrivacy, PrivacyLedger
+from fedcore.privacy import NoPrivacy, PrivacyLedger, stated_noise
 from fedcore.secagg import roster_digest
 from fedcore.telemetry import RoundReport, Traffic
 from fedcore.vectors import Layout
@@ -81,6 +81,10 @@ class SecureGrid(WrappedGrid):
     Attributes:
         plan: As given.
         ledger: Every sum that was revealed, and what it cost.
+
+    Raises:
+        ConfigurationError: `plan` has a target instead of a noise; `fedcore.pipeline.resolve`
+            finds it.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class SecureGrid(WrappedGrid):
     ) -> None:
         super().__init__(grid)
         self.plan = plan or RunPlan()
+        stated_noise(self.plan.privacy)  # a target is for a run, and a grid sees rounds
         self.ledger = ledger if ledger is not None else empty_ledger(self.plan)
         self._on_round = on_round
         self._labels = labels or {}

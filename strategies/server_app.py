@@ -19,7 +19,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedcore.crypto import Entropy, ReplayedEntropy
 from fedcore.engine import DroppingGrid, DropScript, SystemClock, to_arrays, to_record
 from fedcore.errors import BudgetExhaustedError, FedcoreError
-from fedcore.job import Job, Preflight, RemoteHelper, check
+from fedcore.job import Job, Preflight, RemoteHelper, check, of_examples
+from fedcore.job.levels import NOISE_KEY
 from fedcore.models import build
 from fedcore.pipeline import RECORD, Envelope, SeedHelper
 from fedcore.privacy import PrivacyLedger
@@ -45,12 +46,15 @@ class Progress:
         evaluation: Of the new global model on the test examples; None if not tested.
         arrays: The new global model.
         ledger: Everything released so far.
+        examples: What local training cost an example, where `ledger` counts devices; the two
+            do not add up. None where only one unit is protected.
     """
 
     report: RoundReport
     evaluation: Evaluation | None
     arrays: Arrays = field(repr=False)
     ledger: PrivacyLedger = field(repr=False)
+    examples: PrivacyLedger | None = field(default=None, repr=False)
 
 
 class StalledError(FedcoreError):
@@ -95,7 +99,11 @@ def build_server_app(
             if context.run_config.get("job")
             else Job()
         )
-        _Run(grid, job, preflight or check(job), observer, retry_after).start()
+        if preflight is not None:
+            _Run(grid, job, preflight, observer, retry_after).start()
+        else:
+            checked = check(job)
+            _Run(grid, checked.job, checked, observer, retry_after).start()
 
     return app
 
@@ -119,10 +127,11 @@ class _Run:
         dataset = preflight.dataset
         self._model = build(job.model, dataset.input_shape, dataset.classes, job.seed)
         self._report: RoundReport | None = None
+        local = of_examples(job.privacy)
         self._examples = (
-            PrivacyLedger(delta=job.privacy.delta)
-            if isinstance(job.privacy, ExampleLevelPrivacy)
-            else None
+            None
+            if local is None
+            else PrivacyLedger(delta=local.delta, epsilon_budget=local.epsilon_budget)
         )
         self._aborted_in_a_row = 0
         self._labels = discover(
@@ -142,7 +151,7 @@ class _Run:
                 initial_arrays=to_record(get_arrays(self._model)),
                 num_rounds=job.rounds,
                 timeout=job.stage_seconds,
-                train_config=ConfigRecord(),
+                train_config=self._train_config(),
                 evaluate_fn=self._after_round,
             )
         except (BudgetExhaustedError, StalledError) as error:
@@ -178,17 +187,20 @@ class _Run:
     def _after_round(self, round_number: int, record: ArrayRecord) -> MetricRecord | None:
         """Test the new model and tell the observer; Flower calls it after each round."""
         if round_number == 0 or self._report is None:
+            self._check_next_round(1)
             return None
         arrays = to_arrays(record)
         set_arrays(self._model, arrays)
         last = round_number == self._job.rounds
         tested = last or round_number % self._job.evaluate_every == 0
         evaluation = self._evaluate() if tested else None
-        ledger = self._account(round_number)
+        ledger, examples = self._account(round_number)
         report = replace(self._report, epsilon=ledger.epsilon) if ledger.releases else self._report
         if self._observer is not None:
-            self._observer.round_finished(Progress(report, evaluation, arrays, ledger))
+            self._observer.round_finished(Progress(report, evaluation, arrays, ledger, examples))
         self._check_progress(report)
+        if not last:
+            self._check_next_round(round_number + 1)
         if evaluation is None:
             return None
         return MetricRecord({"loss": evaluation.loss, "accuracy": evaluation.accuracy})
@@ -201,13 +213,30 @@ class _Run:
             msg = f"{self._aborted_in_a_row} rounds in a row were aborted; the last one: {why}"
             raise StalledError(msg)
 
-    def _account(self, round_number: int) -> PrivacyLedger:
-        """Return the ledger that bounds what this run has revealed so far."""
+    def _train_config(self) -> ConfigRecord:
+        """Return what devices are told beside the model: the noise of their training."""
+        local = of_examples(self._job.privacy)
+        return ConfigRecord({} if local is None else {NOISE_KEY: local.stated_noise})
+
+    def _account(self, round_number: int) -> tuple[PrivacyLedger, PrivacyLedger | None]:
+        """Return the ledger of this run, and that of its examples if it counts devices."""
         release = self._preflight.example_release
         if self._examples is not None and release is not None:
             self._examples = self._examples.record(replace(release, round_number=round_number))
-            return self._examples
-        return PrivacyLedger(delta=NO_DELTA) if self._secure is None else self._secure.ledger
+            if isinstance(self._job.privacy, ExampleLevelPrivacy):
+                return self._examples, None
+        ledger = PrivacyLedger(delta=NO_DELTA) if self._secure is None else self._secure.ledger
+        return ledger, self._examples
+
+    def _check_next_round(self, round_number: int) -> None:
+        """Stop before local training exceeds its budget; sums are checked by `SecureGrid`.
+
+        Raises:
+            BudgetExhaustedError: The round must not begin.
+        """
+        release = self._preflight.example_release
+        if self._examples is not None and release is not None:
+            self._examples.record(replace(release, round_number=round_number))
 
     def _evaluate(self) -> Evaluation:
         dataset = self._preflight.dataset

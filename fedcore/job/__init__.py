@@ -1,5 +1,7 @@
 """A whole run as one value, and what can be known about it before it starts."""
 
+from fedcore.job.costs import Assessment, Cost, assess
+from fedcore.job.levels import BothLevels, of_devices, of_examples
 from fedcore.job.preflight import Preflight, check
 from fedcore.job.settings import (
     FedAvg,
@@ -18,6 +20,9 @@ from fedcore.job.settings import (
 )
 
 __all__ = [
+    "Assessment",
+    "BothLevels",
+    "Cost",
     "FedAvg",
     "FedAvgM",
     "FedOpt",
@@ -31,6 +36,9 @@ __all__ = [
     "RemoteHelper",
     "Robust",
     "StrategyConfig",
+    "assess",
     "check",
     "explain",
+    "of_devices",
+    "of_examples",
 ]

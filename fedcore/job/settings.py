@@ -20,12 +20,13 @@ from fedcore.codec import Clip, Dense, Hadamard, Quantize
 from fedcore.data import DataConfig, Digits, Dirichlet, PartitionConfig
 from fedcore.engine import DropScript
 from fedcore.errors import ConfigurationError
+from fedcore.job.levels import PrivacyConfig, of_devices, of_examples
 from fedcore.models import Mlp, ModelConfig
 from fedcore.pipeline import Bonawitz, ByExamples, Modular, NoSecAgg, RunPlan, Uniform
 from fedcore.pipeline.envelope import STAGES
-from fedcore.pipeline.plan import Rotate, SecAgg, Sparsify, SumPrivacy, Weighting, canonical_json
+from fedcore.pipeline.plan import Rotate, SecAgg, Sparsify, Weighting, canonical_json
 from fedcore.privacy import NoPrivacy
-from fedcore.training import ExampleLevelPrivacy, LocalTraining
+from fedcore.training import LocalTraining
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,6 @@ _BY_KIND = Discriminator("kind")
 StrategyConfig: TypeAlias = Annotated[FedAvg | FedAvgM | FedProx | FedOpt | Robust, _BY_KIND]
 ClipConfig: TypeAlias = Annotated[Clip | NoClip, _BY_KIND]
 QuantizeConfig: TypeAlias = Annotated[Modular | Quantize | NoQuantize, _BY_KIND]
-PrivacyConfig: TypeAlias = Annotated[SumPrivacy | ExampleLevelPrivacy, _BY_KIND]
 HelperConfig: TypeAlias = Annotated[LocalHelper | RemoteHelper, _BY_KIND]
 FaultConfig: TypeAlias = Annotated[DropScript | NoFaults, _BY_KIND]
 
@@ -201,7 +201,7 @@ class Job:
         sparsify: Which coordinates are sent.
         rotate: Whether coordinates are made alike first.
         quantize: How reals become integers; `NoQuantize` for plain float32.
-        privacy: Noise in the sum, or in local training.
+        privacy: Noise in the sum, in local training, or in both.
         secagg: Who sees a single update.
         weighting: What the mean is weighted by.
         error_feedback: Devices keep what was not sent for their next update.
@@ -270,13 +270,12 @@ class Job:
         """
         if isinstance(self.quantize, NoQuantize) or isinstance(self.clip, NoClip):
             return None
-        privacy = NoPrivacy() if isinstance(self.privacy, ExampleLevelPrivacy) else self.privacy
         return RunPlan(
             clip=self.clip,
             sparsify=self.sparsify,
             rotate=self.rotate,
             quantize=self.quantize,
-            privacy=privacy,
+            privacy=of_devices(self.privacy),
             secagg=self.secagg,
             weighting=self.weighting,
             error_feedback=self.error_feedback,
@@ -319,12 +318,10 @@ class Job:
         if isinstance(self.faults, DropScript) and not set(self.faults.stages) <= set(STAGES):
             msg = f"faults.stages must be among {STAGES}, got {self.faults.stages}"
             raise ConfigurationError(msg)
-        if isinstance(self.privacy, ExampleLevelPrivacy) and not isinstance(
-            self.weighting, Uniform
-        ):
+        if of_examples(self.privacy) is not None and not isinstance(self.weighting, Uniform):
             msg = (
-                "privacy=example_level hides single examples, so their number must not weigh "
-                "the mean: choose weighting=uniform"
+                f"privacy={self.privacy.kind} hides single examples, so their number must not "
+                "weigh the mean: choose weighting=uniform"
             )
             raise ConfigurationError(msg)
 
@@ -336,7 +333,7 @@ class Job:
                 ("clip", self.clip, NoClip),
                 ("sparsify", self.sparsify, Dense),
                 ("secagg", self.secagg, NoSecAgg),
-                ("privacy", self.privacy, (NoPrivacy, ExampleLevelPrivacy)),
+                ("privacy", of_devices(self.privacy), NoPrivacy),
             )
             if not isinstance(config, off)
         ]

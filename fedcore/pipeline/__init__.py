@@ -14,6 +14,7 @@ from fedcore.pipeline.plan import (
     SeedHelper,
     Uniform,
 )
+from fedcore.pipeline.target import bind_first, projected_epsilon, resolve, with_noise
 from fedcore.pipeline.upload import LocalUpdate, Upload, make_upload
 
 __all__ = [
@@ -35,9 +36,13 @@ __all__ = [
     "Uniform",
     "Upload",
     "agreed_names",
+    "bind_first",
     "bind_round",
     "decode_sum",
     "make_upload",
     "model_digest",
+    "projected_epsilon",
+    "resolve",
     "typed",
+    "with_noise",
 ]

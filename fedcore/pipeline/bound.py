@@ -21,7 +21,15 @@ from fedcore.codec import (
 )
 from fedcore.errors import ConfigurationError
 from fedcore.pipeline.plan import Bonawitz, Modular, RoundPlan, SeedHelper
-from fedcore.privacy import Calibration, NoPrivacy, Release, calibrate, colluding
+from fedcore.privacy import (
+    Calibration,
+    NoPrivacy,
+    Release,
+    calibrate,
+    colluding,
+    stated_noise,
+)
+from fedcore.privacy.calibration import MAX_INFLATION
 from fedcore.ring import Ring
 from fedcore.secagg import Plan, Threat, make_plan
 from fedcore.secagg.plan import NOBODY
@@ -133,10 +141,11 @@ def _calibrate(plan: RoundPlan, flat: Domain, minimum: int) -> Calibration | Non
         peak=flat.peak,
         clients=plan.clients,
         minimum_survivors=minimum,
-        noise_multiplier=0.0 if isinstance(privacy, NoPrivacy) else privacy.noise_multiplier,
+        noise_multiplier=stated_noise(privacy),
         ring_bits=run.quantize.bits,
         tails=run.quantize.tails,
         colluders=colluding(privacy, plan.clients),
+        max_inflation=MAX_INFLATION if isinstance(privacy, NoPrivacy) else privacy.max_inflation,
     )
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from fedcore.codec import Clip, Dense, Hadamard, NoRotation, Quantize, RandomK
 from fedcore.crypto import transcript_hash
 from fedcore.errors import ConfigurationError, PeerProtocolError
-from fedcore.privacy import DistributedGaussian, DistributedSkellam, NoPrivacy
+from fedcore.privacy import DistributedGaussian, DistributedSkellam, NoPrivacy, stated_noise
 from fedcore.secagg.parameters import COMPLETE_UP_TO, GRINDING_BITS, SECURITY_BITS
 
 if TYPE_CHECKING:
@@ -315,6 +315,7 @@ class RoundPlan:
                 raise ConfigurationError(msg)
         if self.roster:
             _check_key("roster", self.roster)
+        stated_noise(self.run.privacy)  # what travels to devices always names its noise
 
     def to_bytes(self) -> bytes:
         """Return canonical JSON: equal plans give equal bytes."""

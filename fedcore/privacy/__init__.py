@@ -16,6 +16,7 @@ from fedcore.privacy.mechanisms import (
     NoPrivacy,
     SkellamNoise,
     colluding,
+    stated_noise,
 )
 from fedcore.privacy.releases import Release, epsilon_of
 from fedcore.privacy.samplers import (
@@ -24,12 +25,14 @@ from fedcore.privacy.samplers import (
     sample,
     skellam_table,
 )
+from fedcore.privacy.target import Found, least_noise
 
 __all__ = [
     "Calibration",
     "DiscreteGaussianNoise",
     "DistributedGaussian",
     "DistributedSkellam",
+    "Found",
     "IntegerTable",
     "Mechanism",
     "NoPrivacy",
@@ -41,9 +44,11 @@ __all__ = [
     "discrete_gaussian_table",
     "epsilon",
     "epsilon_of",
+    "least_noise",
     "noise_multiplier_for",
     "sample",
     "sampling_delta",
     "skellam_table",
+    "stated_noise",
     "zcdp_epsilon",
 ]

@@ -37,6 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedcore.errors import ConfigurationError
+from fedcore.privacy.target import least_noise
 
 Curve: TypeAlias = npt.NDArray[np.float64]
 """Rényi divergences, one for each of the orders."""
@@ -305,25 +306,14 @@ def noise_multiplier_for(
         >>> round(noise_multiplier_for(1.0, 1e-5, rounds=1), 2)
         4.05
     """
-    # A billionth below the target absorbs the rounding of sums of curves.
-    target = epsilon_target * (1 - 1e-9)
-
-    def spent(noise_multiplier: float) -> float:
-        return epsilon(rounds * curve(noise_multiplier), delta)
-
-    low, high = 1e-2, 1.0
-    while spent(high) > target:
-        low, high = high, 2 * high
-        if high > 1e6:
-            msg = (
-                f"no noise keeps {rounds} releases within epsilon {epsilon_target:g} at delta "
-                f"{delta:g}: raise privacy.epsilon_budget or run fewer rounds"
-            )
-            raise ConfigurationError(msg)
-    while high > low * (1 + 1e-6):
-        middle = sqrt(low * high)
-        low, high = (low, middle) if spent(middle) <= target else (middle, high)
-    return high
+    found = least_noise(lambda z: epsilon(rounds * curve(z), delta), epsilon_target)
+    if found is None or found.epsilon > epsilon_target:
+        msg = (
+            f"no noise keeps {rounds} releases within epsilon {epsilon_target:g} at delta "
+            f"{delta:g}: raise the budget or run fewer rounds"
+        )
+        raise ConfigurationError(msg)
+    return found.noise_multiplier
 
 
 def _at(orders: Orders | None) -> Orders:

@@ -30,7 +30,7 @@ rounding, falls towards 1 as u grows. It is about sqrt(1 + d k^2 z^2 / 4^b).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp, hypot, inf, log, sqrt
+from math import ceil, exp, hypot, inf, log, sqrt
 from typing import Final
 
 from fedcore.errors import ConfigurationError
@@ -38,6 +38,8 @@ from fedcore.privacy.rules import check
 from fedcore.privacy.samplers import MAX_SIGMA
 
 MAX_RING_BITS: Final = 64
+MAX_INFLATION: Final = 2.0
+"""Where nothing else is asked for, rounding may double the noise, not more."""
 _MAX_SCALED_CLIP: Final = 2.0**52
 """Beyond it a float64 no longer holds the fraction that is to be rounded."""
 
@@ -109,7 +111,7 @@ def calibrate(
     tails: float = 4.0,
     beta: float = exp(-0.5),
     colluders: int = 0,
-    max_inflation: float = 2.0,
+    max_inflation: float = MAX_INFLATION,
 ) -> Calibration:
     """Return the finest scale that fits the ring, and the noise that goes with it.
 
@@ -250,14 +252,31 @@ def _positive_root(a: float, b: float, c: float) -> float:
 
 def _too_narrow(trade: _Trade, bits: int) -> str:
     expected = f"a ring for {trade.clients} clients, {trade.dim} coordinates and this noise"
-    for wider in range(bits + 1, MAX_RING_BITS + 1):
-        if trade.accepts(trade.scaled_clip(wider)):
-            return (
-                f"{expected} needs at least {wider} bits, got {bits}: raise quantize.bits to "
-                f"{wider}, keep fewer coordinates or lower privacy.noise_multiplier"
-            )
+    u = trade.scaled_clip(bits)
+    wider = next(
+        (
+            wider
+            for wider in range(bits + 1, MAX_RING_BITS + 1)
+            if trade.accepts(trade.scaled_clip(wider))
+        ),
+        None,
+    )
+    if wider is None:
+        return (
+            f"{expected} does not exist: each share would need a standard deviation above "
+            f"{MAX_SIGMA:g} integer units; raise minimum_survivors, keep fewer coordinates or "
+            "lower privacy.noise_multiplier"
+        )
+    if u > 0:
+        inflation = ceil(100 * trade.rounded_norm(u) / u) / 100
+        return (
+            f"rounding into {bits} bits would take {inflation:.2f} times the noise of the central "
+            f"Gaussian, and {expected} needs at least {wider} bits to stay within "
+            f"privacy.max_inflation={trade.max_inflation:g}, got {bits}: raise quantize.bits to "
+            f"{wider} or privacy.max_inflation to {inflation:.2f}, keep fewer coordinates or "
+            "lower privacy.noise_multiplier"
+        )
     return (
-        f"{expected} does not exist: each share would need a standard deviation above "
-        f"{MAX_SIGMA:g} integer units; raise minimum_survivors, keep fewer coordinates or "
-        "lower privacy.noise_multiplier"
+        f"{expected} needs at least {wider} bits, got {bits}: raise quantize.bits to "
+        f"{wider}, keep fewer coordinates or lower privacy.noise_multiplier"
     )

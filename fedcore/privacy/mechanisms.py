@@ -27,6 +27,7 @@ from typing import Literal, TypeAlias
 from fedcore.codec import Bound, Domain, Integers
 from fedcore.errors import ConfigurationError
 from fedcore.privacy.accounting import SMALLEST_SHARE
+from fedcore.privacy.calibration import MAX_INFLATION
 from fedcore.privacy.rules import check
 from fedcore.privacy.samplers import (
     MAX_SIGMA,
@@ -50,17 +51,22 @@ class DistributedGaussian:
     """A share of discrete Gaussian noise on every device.
 
     Attributes:
-        noise_multiplier: Standard deviation of the noise in the sum over the sensitivity.
+        noise_multiplier: Standard deviation of the noise in the sum over the sensitivity;
+            None to have it found for `epsilon`.
+        epsilon: What all rounds together may cost; None if the noise is given.
         delta: Of the (epsilon, delta) that the ledger reports; below 1 / devices.
-        epsilon_budget: Nothing is released beyond it; None for no limit.
+        epsilon_budget: Nothing is released beyond it; None for no limit other than `epsilon`.
         colluders: Fraction of the cohort whose noise is not counted.
+        max_inflation: A ring in which rounding costs more than this factor of noise is refused.
     """
 
     kind: Literal["distributed_gaussian"] = "distributed_gaussian"
-    noise_multiplier: float
+    noise_multiplier: float | None = None
+    epsilon: float | None = None
     delta: float
     epsilon_budget: float | None = None
     colluders: float = 0.0
+    max_inflation: float = MAX_INFLATION
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -76,17 +82,22 @@ class DistributedSkellam:
     """A share of Skellam noise on every device.
 
     Attributes:
-        noise_multiplier: Standard deviation of the noise in the sum over the sensitivity.
+        noise_multiplier: Standard deviation of the noise in the sum over the sensitivity;
+            None to have it found for `epsilon`.
+        epsilon: What all rounds together may cost; None if the noise is given.
         delta: Of the (epsilon, delta) that the ledger reports; below 1 / devices.
-        epsilon_budget: Nothing is released beyond it; None for no limit.
+        epsilon_budget: Nothing is released beyond it; None for no limit other than `epsilon`.
         colluders: Fraction of the cohort whose noise is not counted.
+        max_inflation: A ring in which rounding costs more than this factor of noise is refused.
     """
 
     kind: Literal["distributed_skellam"] = "distributed_skellam"
-    noise_multiplier: float
+    noise_multiplier: float | None = None
+    epsilon: float | None = None
     delta: float
     epsilon_budget: float | None = None
     colluders: float = 0.0
+    max_inflation: float = MAX_INFLATION
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -98,6 +109,24 @@ class DistributedSkellam:
 
 
 Mechanism: TypeAlias = NoPrivacy | DistributedGaussian | DistributedSkellam
+
+
+def stated_noise(mechanism: Mechanism) -> float:
+    """Return the noise multiplier of `mechanism`; 0 for none.
+
+    Raises:
+        ConfigurationError: It has a target instead, whose noise was not found yet.
+    """
+    if isinstance(mechanism, NoPrivacy):
+        return 0.0
+    if mechanism.noise_multiplier is None:
+        msg = (
+            f"privacy.epsilon={mechanism.epsilon:g} is for all rounds together, and a round does "
+            "not know how many there are: find the noise first, with fedcore.pipeline.resolve"
+            "(plan, rounds=..., clients=..., dim=...)"
+        )
+        raise ConfigurationError(msg)
+    return mechanism.noise_multiplier
 
 
 def colluding(mechanism: Mechanism, clients: int) -> int:
@@ -192,18 +221,30 @@ def _check_clients(clients: int) -> None:
 
 
 def _check_mechanism(mechanism: DistributedGaussian | DistributedSkellam) -> None:
-    budget = mechanism.epsilon_budget
+    noise, target = mechanism.noise_multiplier, mechanism.epsilon
+    delta, budget = mechanism.delta, mechanism.epsilon_budget
     check(
         (
-            0 < mechanism.noise_multiplier < inf,
+            noise is None or 0 < noise < inf,
             (
-                f"privacy.noise_multiplier must be in (0, inf), got {mechanism.noise_multiplier}: "
+                f"privacy.noise_multiplier must be in (0, inf), got {noise}: "
                 "choose privacy=none for no noise"
             ),
         ),
+        (0 < delta < 1, f"privacy.delta must be in (0, 1), got {delta}: use less than 1 / devices"),
         (
-            0 < mechanism.delta < 1,
-            f"privacy.delta must be in (0, 1), got {mechanism.delta}: use less than 1 / devices",
+            (noise is None) != (target is None),
+            (
+                "exactly one of privacy.noise_multiplier and privacy.epsilon must be given, got "
+                f"{noise} and {target}: set the other to null"
+            ),
+        ),
+        (
+            target is None or 0 < target < inf,
+            (
+                f"privacy.epsilon must be in (0, inf), got {target}: any positive target may be "
+                "asked for, and one that the ring cannot reach is told the smallest that it can"
+            ),
         ),
         (
             budget is None or 0 < budget < inf,
@@ -217,6 +258,13 @@ def _check_mechanism(mechanism: DistributedGaussian | DistributedSkellam) -> Non
             (
                 f"privacy.colluders must be in [0, 1), got {mechanism.colluders}: "
                 "it is a fraction of the cohort"
+            ),
+        ),
+        (
+            1 < mechanism.max_inflation < inf,
+            (
+                f"privacy.max_inflation must be above 1, got {mechanism.max_inflation}: "
+                f"{MAX_INFLATION:g} is the default, 1.01 asks for a ring that costs nothing"
             ),
         ),
     )

@@ -223,7 +223,7 @@ def _attach(
     )
     optimizer = _OPTIMIZERS[privacy.ghost, privacy.secure_mode](
         sgd,
-        noise_multiplier=privacy.noise_multiplier,
+        noise_multiplier=privacy.stated_noise,
         max_grad_norm=privacy.max_grad_norm,
         expected_batch_size=expected_batch_size,
         generator=generator,

@@ -64,24 +64,40 @@ class ExampleLevelPrivacy:
 
     Attributes:
         noise_multiplier: Standard deviation of the noise on a sum of gradients, in
-            units of `max_grad_norm`. 0 clips only and gives no privacy.
+            units of `max_grad_norm`. 0 clips only and gives no privacy; None to have it
+            found for `epsilon`.
+        epsilon: What all rounds together may cost; None if the noise is given.
         max_grad_norm: Each example's gradient is clipped to this l2 norm.
         delta: Failure probability at which epsilon is reported.
+        epsilon_budget: No round is begun that would exceed it; None for no limit other
+            than `epsilon`.
         secure_mode: Draw sampling and noise from the operating system; results then
             differ from run to run.
         ghost: Ghost clipping: no per-example gradients in memory, a second backward pass.
     """
 
     kind: Literal["example_level"] = "example_level"
-    noise_multiplier: float = 1.0
+    noise_multiplier: float | None = 1.0
+    epsilon: float | None = None
     max_grad_norm: float = 1.0
     delta: float = 1e-5
+    epsilon_budget: float | None = None
     secure_mode: bool = False
     ghost: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        if not 0 <= self.noise_multiplier < inf:
+        if (self.noise_multiplier is None) == (self.epsilon is None):
+            msg = (
+                "exactly one of privacy.noise_multiplier and privacy.epsilon must be given, got "
+                f"{self.noise_multiplier} and {self.epsilon}: set the other to null"
+            )
+            raise ConfigurationError(msg)
+        for name, value in (("epsilon", self.epsilon), ("epsilon_budget", self.epsilon_budget)):
+            if value is not None and not 0 < value < inf:
+                msg = f"privacy.{name} must be in (0, inf) or null, got {value}"
+                raise ConfigurationError(msg)
+        if self.noise_multiplier is not None and not 0 <= self.noise_multiplier < inf:
             msg = (
                 "privacy.noise_multiplier must be 0 or more and finite, "
                 f"got {self.noise_multiplier}: 1 is a usual choice"
@@ -96,6 +112,21 @@ class ExampleLevelPrivacy:
                 "choose less than one over the number of examples"
             )
             raise ConfigurationError(msg)
+
+    @property
+    def stated_noise(self) -> float:
+        """The noise multiplier.
+
+        Raises:
+            ConfigurationError: There is a target instead, whose noise was not found yet.
+        """
+        if self.noise_multiplier is None:
+            msg = (
+                f"privacy.epsilon={self.epsilon:g} is for all rounds together, and a device does "
+                "not know how many there are: the coordinator finds the noise and states it"
+            )
+            raise ConfigurationError(msg)
+        return self.noise_multiplier
 
 
 @dataclass(frozen=True, slots=True)

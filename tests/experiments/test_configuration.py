@@ -31,6 +31,7 @@ COMPANIONS = {
     ("privacy", "distributed_gaussian"): ["weighting=uniform"],
     ("privacy", "distributed_skellam"): ["weighting=uniform"],
     ("privacy", "example_level"): ["weighting=uniform"],
+    ("privacy", "both_levels"): ["weighting=uniform"],
     ("strategy", "krum"): PLAIN,
     ("strategy", "fedmedian"): PLAIN,
     ("strategy", "fedtrimmedavg"): PLAIN,
@@ -56,7 +57,10 @@ def test_every_option_spells_out_every_field_of_its_type(group, option):
     chosen = getattr(experiment, group)
     assert is_dataclass(chosen)
     written = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
-    assert written.keys() == {field.name for field in fields(chosen)}
+    # An option may be put together from others, which spell out their own fields.
+    others = (entry for entry in written.pop("defaults", []) if "@" in entry)
+    keys = written.keys() | {entry.partition("@")[2] for entry in others}
+    assert keys == {field.name for field in fields(chosen)}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -102,6 +106,30 @@ def test_a_signed_simulation_names_the_root_of_its_seed(secagg):
 def test_nothing_is_signed_in_the_clear():
     with pytest.raises(ConfigurationError, match="choose secagg=bonawitz or seed_helper"):
         _ = composed("signed=true", "secagg=none").job
+
+
+@pytest.mark.parametrize(
+    ("key", "default"), [("distributed_gaussian", 2.0), ("distributed_skellam", 2.0),
+    ("example_level", 1.0)],
+)  # fmt: skip
+def test_the_default_noise_stands_back_for_a_target(key, default):
+    chosen = [f"privacy={key}", "weighting=uniform"]
+    given = composed(*chosen).privacy
+    target = composed(*chosen, "privacy.epsilon=4").privacy
+    assert (given.noise_multiplier, given.epsilon) == (default, None)
+    assert (target.noise_multiplier, target.epsilon) == (None, 4.0)
+    with pytest.raises(ConfigurationError, match=r"exactly one of .* got 3.0 and 4.0"):
+        composed(*chosen, "privacy.epsilon=4", "privacy.noise_multiplier=3")
+
+
+def test_both_levels_are_put_together_from_the_options_for_one():
+    both = composed(
+        "privacy=both_levels", "weighting=uniform", "privacy@privacy.device=distributed_skellam",
+        "privacy.device.epsilon=4", "privacy.example.epsilon=8", "privacy.example.ghost=true",
+    ).privacy  # fmt: skip
+    assert (both.device.kind, both.device.epsilon) == ("distributed_skellam", 4.0)
+    assert (both.example.epsilon, both.example.ghost) == (8.0, True)
+    assert both.device.noise_multiplier is both.example.noise_multiplier is None
 
 
 def test_a_missing_value_is_named():

@@ -11,6 +11,7 @@ from fedcore.job import Job, NoClip, NoQuantize, check
 from fedcore.models import Cnn1d, Logistic, Mlp
 from fedcore.pipeline import Bonawitz, Modular, NoSecAgg, Uniform
 from fedcore.privacy import DistributedGaussian, DistributedSkellam, PrivacyLedger
+from fedcore.privacy.target import rounded_up
 from fedcore.training import ExampleLevelPrivacy, LocalTraining
 
 JOB = Job(model=Logistic(), partition=Iid(), clients=8, clients_per_round=8)
@@ -75,7 +76,8 @@ def test_a_budget_that_is_too_small_names_the_rounds_that_it_lasts_for():
     check(budget(full))
     with pytest.raises(ConfigurationError) as caught:
         check(budget(seven * 1.001))
-    assert f"must be at least {full:.4g} for 10 rounds" in str(caught.value)
+    assert f"must be at least {rounded_up(full):g} for 10 rounds" in str(caught.value)
+    check(budget(rounded_up(full)))
     assert "it lasts for 7 rounds" in str(caught.value)
     with pytest.raises(ConfigurationError, match="it lasts for 0 rounds"):
         check(budget(1e-3))

@@ -1,0 +1,150 @@
+"""A plan whose noise was found for the epsilon that all its rounds may cost.
+
+A round knows its noise and its sensitivity, but not how many rounds there are; an
+operator thinks in what the whole run may cost. `resolve` goes from one to the other,
+through the very binding that the rounds use: the finer the noise, the finer the
+rounding, and the sensitivity that the noise is measured against changes with it.
+
+    plan = resolve(RunPlan(privacy=DistributedGaussian(epsilon=4.0, delta=1e-5), ...),
+                   rounds=100, clients=50, dim=1_000_000)
+
+The resolved plan states its noise, and keeps the target as the budget that the ledger
+enforces. Any mechanism whose dataclass has `noise_multiplier` and `epsilon` is resolved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedcore.errors import ConfigurationError
+from fedcore.pipeline.bound import BoundRound, bind_round
+from fedcore.pipeline.plan import Modular, RoundPlan, RunPlan
+from fedcore.privacy import Found, NoPrivacy, PrivacyLedger, least_noise
+from fedcore.privacy.target import rounded_up
+
+WIDEST = 32
+"""Bits of the widest ring that `Modular` offers."""
+
+
+def resolve(plan: RunPlan, *, rounds: int, clients: int, dim: int) -> RunPlan:
+    """Return `plan` with the least noise that keeps all rounds within its target.
+
+    Args:
+        plan: Returned as it is if its noise is given.
+        rounds: How many sums the run reveals at most.
+        clients: How many are invited to each.
+        dim: Length of the flat update.
+
+    Raises:
+        ConfigurationError: The plan cannot work, or no noise that works reaches the target;
+            names the smallest epsilon, and the smallest ring, that do.
+
+    Example:
+        >>> from fedcore.pipeline import Uniform
+        >>> from fedcore.privacy import DistributedGaussian
+        >>> mechanism = DistributedGaussian(epsilon=4.0, delta=1e-5)
+        >>> plan = RunPlan(privacy=mechanism, weighting=Uniform())
+        >>> found = resolve(plan, rounds=100, clients=50, dim=1000).privacy
+        >>> round(found.noise_multiplier, 2), found.epsilon, found.epsilon_budget
+        (11.43, None, 4.0)
+    """
+    privacy = plan.privacy
+    if isinstance(privacy, NoPrivacy) or privacy.epsilon is None:
+        return plan
+    found, why = _search(plan, rounds, clients, dim)
+    if found is None or found.epsilon > privacy.epsilon:
+        wider = _smallest_ring(plan, rounds, clients, dim)
+        raise ConfigurationError(_unreachable(plan, wider, found, why))
+    budget = privacy.epsilon if privacy.epsilon_budget is None else privacy.epsilon_budget
+    return replace(
+        plan,
+        privacy=replace(
+            privacy,
+            noise_multiplier=found.noise_multiplier,
+            epsilon=None,
+            epsilon_budget=budget,
+        ),
+    )
+
+
+def with_noise(plan: RunPlan, noise_multiplier: float) -> RunPlan:
+    """Return `plan` with another noise, and neither target nor budget."""
+    if isinstance(plan.privacy, NoPrivacy):
+        return plan
+    return replace(
+        plan,
+        privacy=replace(
+            plan.privacy, noise_multiplier=noise_multiplier, epsilon=None, epsilon_budget=None
+        ),
+    )
+
+
+def bind_first(plan: RunPlan, *, clients: int, dim: int) -> BoundRound:
+    """Return the first round of a run put together: the others cost the same.
+
+    Raises:
+        ConfigurationError: The stages do not fit each other, the cohort or the ring.
+    """
+    return bind_round(
+        RoundPlan(
+            run=plan,
+            run_id="preflight",
+            round_number=1,
+            attempt=1,
+            clients=clients,
+            dim=dim,
+            model_digest="",
+        )
+    )
+
+
+def projected_epsilon(bound: BoundRound, rounds: int, delta: float) -> float:
+    """Return what `rounds` rounds like `bound` cost together."""
+    release = bound.release(bound.plan.clients)
+    return PrivacyLedger(delta=delta).projected_epsilon(release, rounds)
+
+
+def _search(
+    plan: RunPlan, rounds: int, clients: int, dim: int
+) -> tuple[Found | None, ConfigurationError | None]:
+    """Return what was found, and the last reason why some noise did not work."""
+    privacy, refusals = plan.privacy, list[ConfigurationError]()
+    if isinstance(privacy, NoPrivacy) or privacy.epsilon is None:
+        return None, None
+
+    def projection(noise: float) -> float | None:
+        try:
+            bound = bind_first(with_noise(plan, noise), clients=clients, dim=dim)
+        except ConfigurationError as error:
+            refusals.append(error)
+            return None
+        return projected_epsilon(bound, rounds, privacy.delta)
+
+    return least_noise(projection, privacy.epsilon), refusals[-1] if refusals else None
+
+
+def _unreachable(
+    plan: RunPlan, wider: int | None, found: Found | None, why: ConfigurationError | None
+) -> str:
+    target = getattr(plan.privacy, "epsilon", None)
+    if found is None:
+        return f"no noise reaches privacy.epsilon={target:g}: {why}"
+    ring = "" if wider is None else f", raise quantize.bits to {wider}"
+    return (
+        f"no noise that fits reaches privacy.epsilon={target:g}: the most is a noise multiplier of "
+        f"{found.noise_multiplier:.4g}; raise privacy.epsilon to {rounded_up(found.epsilon):g}"
+        f"{ring}, or run fewer rounds"
+    )
+
+
+def _smallest_ring(plan: RunPlan, rounds: int, clients: int, dim: int) -> int | None:
+    """Return the fewest bits that reach the target; None if no number of bits does."""
+    quantize = plan.quantize
+    if not isinstance(quantize, Modular):
+        return None
+    for bits in range(quantize.bits + 1, WIDEST + 1):
+        wider = replace(plan, quantize=replace(quantize, bits=bits))
+        found, _ = _search(wider, rounds, clients, dim)
+        if found is not None and found.epsilon <= getattr(plan.privacy, "epsilon", 0.0):
+            return bits
+    return None
