@@ -62,6 +62,7 @@ def _over_noise(axes: Axes, accounts: Sequence[Account], rounds: int) -> None:
         chosen = entry.cost.noise_multiplier
         axes.plot([chosen], [dict(entry.by_noise).get(chosen, inf)], "o", color=colour)
         _mark(axes, chosen, dict(entry.by_noise).get(chosen, inf), f"{chosen:.3g}", color=colour)
+    axes.margins(x=0.12, y=0.1)
     axes.set(xscale="log", yscale="log", title="More noise costs less")
     axes.set(xlabel="noise multiplier", ylabel=f"ε after {rounds} rounds")
     for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
@@ -82,6 +83,7 @@ def _over_bits(axes: Axes, by_bits: Sequence[tuple[int, float]], entry: Account)
         _mark(axes, bits, percent, f"{bits} bits: {percent:.2g} %", color=_COLOURS["device"])
     axes.set(xlabel="bits of a coordinate", ylabel="noise above the central Gaussian's, %")
     axes.set(title="Rounding adds noise", yscale="log", xticks=list(x)[:: max(1, len(x) // 8)])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _mark(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
@@ -94,4 +96,4 @@ def _legend(axes: Axes, accounts: Sequence[Account]) -> None:
     axes.plot([], [], color="#555", linestyle="--", linewidth=1.2, label="budget")
     if all(entry.cost.budget is None for entry in accounts):
         axes.lines[-1].remove()
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="best")

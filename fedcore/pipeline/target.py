@@ -15,6 +15,7 @@ enforces. Any mechanism whose dataclass has `noise_multiplier` and `epsilon` is 
 from __future__ import annotations
 
 from dataclasses import replace
+from math import log
 
 from fedcore.errors import ConfigurationError
 from fedcore.pipeline.bound import BoundRound, bind_round
@@ -46,7 +47,7 @@ def resolve(plan: RunPlan, *, rounds: int, clients: int, dim: int) -> RunPlan:
         >>> plan = RunPlan(privacy=mechanism, weighting=Uniform())
         >>> found = resolve(plan, rounds=100, clients=50, dim=1000).privacy
         >>> round(found.noise_multiplier, 2), found.epsilon, found.epsilon_budget
-        (11.43, None, 4.0)
+        (11.58, None, 4.0)
     """
     privacy = plan.privacy
     if isinstance(privacy, NoPrivacy) or privacy.epsilon is None:
@@ -107,8 +108,8 @@ def projected_epsilon(bound: BoundRound, rounds: int, delta: float) -> float:
 def _search(
     plan: RunPlan, rounds: int, clients: int, dim: int
 ) -> tuple[Found | None, ConfigurationError | None]:
-    """Return what was found, and the last reason why some noise did not work."""
-    privacy, refusals = plan.privacy, list[ConfigurationError]()
+    """Return what was found, and why a noise near 1 did not work."""
+    privacy, refusals = plan.privacy, dict[float, ConfigurationError]()
     if isinstance(privacy, NoPrivacy) or privacy.epsilon is None:
         return None, None
 
@@ -116,11 +117,12 @@ def _search(
         try:
             bound = bind_first(with_noise(plan, noise), clients=clients, dim=dim)
         except ConfigurationError as error:
-            refusals.append(error)
+            refusals[abs(log(noise))] = error
             return None
         return projected_epsilon(bound, rounds, privacy.delta)
 
-    return least_noise(projection, privacy.epsilon), refusals[-1] if refusals else None
+    found = least_noise(projection, privacy.epsilon)
+    return found, refusals[min(refusals)] if refusals else None
 
 
 def _unreachable(

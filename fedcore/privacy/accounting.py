@@ -90,7 +90,7 @@ def everything() -> Curve:
 def gaussian(noise_multiplier: float, orders: Orders | None = None) -> Curve:
     """Return alpha / 2z^2, the curve of the Gaussian mechanism [Mir17, Proposition 7].
 
-    It is also that of one discrete Gaussian [CKS20, Proposition 5], and with
+    It is also that of one discrete Gaussian [CKS20], and with
     rho = 1/2z^2 the definition of rho-zCDP [BS16, Definition 1.1].
     """
     curve: Curve = _at(orders) / (2 * noise_multiplier**2)
@@ -156,10 +156,11 @@ def discrete_gaussian(
 def skellam(
     noise_multiplier: float, *, norm: float, dim: int, orders: Orders | None = None
 ) -> Curve:
-    """Return the curve of Skellam noise [AKL21, Theorem 3.5 and Corollary 3.6].
+    """Return the curve of Skellam noise [AKL21].
 
-    The theorem holds at integer orders; between them (alpha - 1) times the
-    divergence is convex in alpha, so the chord is a bound [WBK19, Corollary 10].
+    The bound is the one that its authors compute, and holds at integer orders; between
+    them (alpha - 1) times the divergence is convex in alpha, so the chord is a bound
+    [WBK19].
 
     Args:
         noise_multiplier: Noise of the honest shares together over `norm`.

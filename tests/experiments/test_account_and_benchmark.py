@@ -38,6 +38,47 @@ def test_more_noise_costs_less(tmp_path, monkeypatch, capsys):
     assert costs == sorted(costs, reverse=True)
 
 
+def test_account_names_the_noise_that_a_target_needs(tmp_path, monkeypatch, capsys):
+    arguments = ["experiment=quickstart", "privacy.epsilon=8", f"output={tmp_path}"]
+    assert run("account", *arguments, monkeypatch=monkeypatch) == 0
+    printed = capsys.readouterr().out
+    assert "noise multiplier 4.0284 found for epsilon 8, 1.016 times the central" in printed
+    assert ["60", "8.000"] in [line.split() for line in printed.splitlines()]
+    assert ["12", "1.0161"] in [line.split() for line in printed.splitlines()]
+
+
+def test_account_of_given_sizes_reads_no_data(tmp_path, monkeypatch, capsys):
+    arguments = [
+        "experiment=mnist_cnn", "data.path=nowhere.npz", "privacy=both_levels",
+        "weighting=uniform", "privacy.device.delta=0.01", "sizes.parameters=1663370",
+        "sizes.examples=600", f"output={tmp_path}",
+    ]  # fmt: skip
+    assert run("account", *arguments, monkeypatch=monkeypatch) == 0
+    printed = capsys.readouterr().out
+    assert "1,663,370 weights" in printed
+    assert "one device: noise multiplier 2," in printed
+    assert "one example: noise multiplier 1;" in printed
+    assert "warning: privacy.delta=0.01 is not below 1/100" in printed
+
+
+@pytest.mark.parametrize(
+    "sizes", [["sizes.parameters=10"], ["sizes.parameters=0", "sizes.examples=1"]]
+)
+def test_sizes_that_are_no_sizes_are_refused(sizes, tmp_path, monkeypatch, capsys):
+    arguments = ["experiment=quickstart", *sizes, f"output={tmp_path}"]
+    assert run("account", *arguments, monkeypatch=monkeypatch) == 2
+    assert "sizes." in capsys.readouterr().err
+
+
+def test_a_target_that_does_not_fit_the_ring_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
+    arguments = ["experiment=quickstart", "privacy.epsilon=0.1", f"output={tmp_path / 'none'}"]
+    assert run("account", *arguments, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "raise quantize.bits to" in error
+    assert not (tmp_path / "none").exists()
+
+
 TINY = bench_secagg.Size(
     mask_dims=(1000, 2000),
     dims=(1000,),

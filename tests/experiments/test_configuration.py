@@ -58,8 +58,8 @@ def test_every_option_spells_out_every_field_of_its_type(group, option):
     assert is_dataclass(chosen)
     written = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
     # An option may be put together from others, which spell out their own fields.
-    others = (entry for entry in written.pop("defaults", []) if "@" in entry)
-    keys = written.keys() | {entry.partition("@")[2] for entry in others}
+    others = [entry for entry in written.pop("defaults", []) if isinstance(entry, dict)]
+    keys = written.keys() | {key.partition("@")[2] for entry in others for key in entry}
     assert keys == {field.name for field in fields(chosen)}
 
 

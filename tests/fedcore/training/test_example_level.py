@@ -157,6 +157,44 @@ def test_steps_and_sample_rate_follow_from_epochs_and_batch_size():
         assert (report.steps, report.sample_rate) == expected
 
 
+@pytest.mark.parametrize("secure", [False, True])
+def test_every_example_joins_every_batch_by_itself_with_the_stated_probability(secure):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(40, 3)
+            self.seen = []
+
+        def forward(self, x):
+            self.seen.append(x.detach().sum(dim=0).numpy())
+            return self.linear(x)
+
+    model, config = Counting(), LocalTraining(epochs=100, batch_size=10, learning_rate=1e-3)
+    x = np.eye(40, dtype=np.float32)  # the sum of a batch says who is in it
+    report = privately(model, x, np.arange(40) % 3, config, ExampleLevelPrivacy(secure_mode=secure))
+    joined = np.array(model.seen)
+    assert joined.shape == (400, 40)
+    assert (report.steps, report.sample_rate) == (400, 0.25)
+    # 16,000 coins of probability 1/4; batch sizes of a binomial spread, not of a shuffle's none.
+    assert joined.mean() == pytest.approx(0.25, abs=5 * math.sqrt(0.1875 / 16_000))
+    assert joined.sum(axis=1).var() == pytest.approx(40 * 0.1875, rel=5 * math.sqrt(2 / 400))
+    assert joined.mean(axis=0) == pytest.approx(0.25, abs=5 * math.sqrt(0.1875 / 400))
+    pairs = np.corrcoef(joined.T)[np.triu_indices(40, 1)]
+    assert np.abs(pairs).max() < 6 / math.sqrt(400)
+
+
+def test_hooks_and_ghost_clipping_train_the_same_weights_from_the_same_seed():
+    x, y = examples()
+    config = LocalTraining(epochs=3, batch_size=4, learning_rate=0.1)
+    weights = []
+    for ghost in (False, True):
+        model = build(LeNet(), SHAPE, 10, seed=1)
+        privately(model, x, y, config, ExampleLevelPrivacy(max_grad_norm=0.3, ghost=ghost))
+        weights.append(get_arrays(model))
+    for name, array in weights[0].items():
+        np.testing.assert_allclose(array, weights[1][name], rtol=1e-3, atol=1e-5)
+
+
 def test_a_model_that_mixes_examples_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.BatchNorm1d(4))
     with pytest.raises(ConfigurationError, match="treats examples separately"):
