@@ -218,6 +218,31 @@ def test_noise_of_local_training_protects_examples_not_devices(private):
     assert "A device's data as a whole is not hidden." in text
 
 
+def test_the_examples_ledger_must_support_what_was_noted_of_them(private):
+    examples = PrivacyLedger(delta=1e-5).record(
+        release(4, unit="example", mechanism="gaussian", sigma_local=0.0, clients=1, survivors=1)
+    )
+    (private / "ledger_example.json").write_text(examples.to_json())
+    noted = read_run(private).ledger.epsilon
+    for claimed, supported in ((examples.epsilon, True), (examples.epsilon / 2, False)):
+        values = summary(epsilon=noted, epsilon_example=claimed, delta_example=1e-5)
+        (private / "summary.json").write_text(json.dumps(values))
+        assert ("does not support" not in words(private)) == supported
+    assert cards(private)["And for each example"][0].startswith("ε = ")
+
+
+def test_a_noise_that_was_found_is_shown_beside_its_target(private):
+    values = summary(
+        epsilon=read_run(private).ledger.epsilon, unit="device", epsilon_target=2.5,
+        noise_multiplier=12.0, noise_inflation=1.016, warnings=["privacy.delta=1 is large"],
+    )  # fmt: skip
+    (private / "summary.json").write_text(json.dumps(values))
+    text = words(private)
+    assert "within the target of ε = 2.5 was found before training: 12 times the most" in text
+    assert "1.016 times as large as the noise of the central Gaussian mechanism" in text
+    assert "Privacy parameters. privacy.delta=1 is large" in text
+
+
 def test_an_epsilon_that_promises_nothing_is_not_praised(private):
     ledger = PrivacyLedger(delta=1e-5).record(
         release(1, noise_multiplier=0.1, norm=100.0, sigma_local=4.0)

@@ -145,6 +145,37 @@ def test_a_run_without_noise_shows_an_infinite_epsilon(tmp_path, monkeypatch, ca
     assert "epsilon inf" in capsys.readouterr().out
 
 
+def test_both_levels_with_targets_leave_two_ledgers_and_one_report(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "both"
+    overrides = [
+        *SMALL, "privacy=both_levels", "weighting=uniform", "quantize.bits=16", "release=none",
+        "privacy.device.epsilon=12", "privacy.device.delta=0.2", "privacy.example.epsilon=9",
+    ]  # fmt: skip
+    assert run("train", *overrides, f"output={folder}", monkeypatch=monkeypatch) == 0
+    summary = summary_of(folder)
+    devices, examples = (
+        PrivacyLedger.from_json((folder / name).read_text())
+        for name in ("ledger.json", "ledger_example.json")
+    )
+    assert 12 * 0.999 < devices.epsilon == summary["epsilon"] <= 12
+    assert 9 * 0.999 < examples.epsilon == summary["epsilon_example"] <= 9
+    assert (summary["epsilon_target"], summary["epsilon_target_example"]) == (12, 9)
+    assert summary["noise_multiplier"] == devices.releases[0].noise_multiplier
+    assert summary["noise_multiplier_example"] == examples.releases[0].noise_multiplier
+    assert (summary["delta"], summary["delta_example"]) == (0.2, 1e-5)
+    assert summary["noise_inflation"] >= 1
+    assert [entry["epsilon_example"] for entry in rounds_of(folder)][-1] == examples.epsilon
+    printed = capsys.readouterr().out
+    assert "found for epsilon 12, " in printed
+    assert "times the central Gaussian's for rounding into 16 bits" in printed
+    assert "warning: privacy.delta=0.2 is not below 1/6" in printed
+    page = (folder / "report.html").read_text()
+    assert "The examples' own ledger" in page
+    assert "And for each example" in page
+    assert "is not below 1/6" in page
+    assert "does not support" not in page
+
+
 def test_a_folder_in_use_is_left_alone(private_run, monkeypatch, capsys):
     before = (private_run / "summary.json").read_bytes()
     assert run("train", *SMALL, f"output={private_run}", monkeypatch=monkeypatch) == 2
@@ -173,6 +204,33 @@ BAD = [
     (
         ["privacy=distributed_gaussian", "weighting=uniform", "privacy.epsilon_budget=3"],
         "it lasts for 3 rounds",
+    ),
+    (
+        ["privacy=distributed_gaussian", "weighting=uniform", "privacy.epsilon=0"],
+        "privacy.epsilon must be in (0, inf), got 0",
+    ),
+    (
+        [
+            "privacy=distributed_skellam",
+            "weighting=uniform",
+            "privacy.epsilon=0.1",
+            "quantize.bits=10",
+        ],
+        "raise privacy.epsilon to",
+    ),
+    (
+        ["privacy=distributed_gaussian", "weighting=uniform", "privacy.delta=1"],
+        "privacy.delta must be in (0, 1), got 1",
+    ),
+    (
+        [
+            "privacy=distributed_gaussian",
+            "weighting=uniform",
+            "quantize.bits=12",
+            "privacy.noise_multiplier=8",
+            "privacy.max_inflation=1.001",
+        ],
+        "raise quantize.bits to",
     ),
     (["strategy=krum"], "strategy=krum compares single updates"),
     (["secagg=none", "quantize=none"], "leaves clip without effect"),
