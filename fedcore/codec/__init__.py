@@ -4,6 +4,7 @@ from fedcore.codec.clip import Clip
 from fedcore.codec.embed import Embed, narrowest_ring
 from fedcore.codec.quantize import Discretize, Quantize
 from fedcore.codec.rotate import Hadamard, NoRotation
+from fedcore.codec.segments import ClipSegments
 from fedcore.codec.sparsify import Dense, RandomK
 from fedcore.codec.stage import (
     Bound,
@@ -16,10 +17,12 @@ from fedcore.codec.stage import (
     identity,
 )
 from fedcore.codec.tally import Tally
+from fedcore.codec.telling import TellingClip
 
 __all__ = [
     "Bound",
     "Clip",
+    "ClipSegments",
     "Dense",
     "Discretize",
     "Domain",
@@ -33,6 +36,7 @@ __all__ = [
     "RingElements",
     "Stage",
     "Tally",
+    "TellingClip",
     "chain",
     "identity",
     "narrowest_ring",

@@ -40,6 +40,11 @@ class Clip:
             decode=lambda total: total,
         )
 
+    def exceeded(self, x: Vector) -> bool:
+        """Return whether `x` [dim] is longer than the norm, or not finite."""
+        with np.errstate(over="ignore"):
+            return not np.linalg.norm(x.astype(np.float64)) <= self.norm
+
 
 def clip_norm(x: Vector, norm: float) -> Vector:
     """Return `x` [dim], shortened to `norm` if it is longer, as float64."""

@@ -56,7 +56,7 @@ class RandomK:
         if not isinstance(source, Reals):
             msg = f"RandomK takes real vectors, got {source}: sparsify before quantising"
             raise ConfigurationError(msg)
-        dim, kept = source.dim, max(1, round(self.fraction * source.dim))
+        dim, kept = source.dim, self.kept(source.dim)
         gain = dim / kept if self.unbiased else 1.0
 
         def decode(total: Vector) -> Vector:
@@ -70,6 +70,14 @@ class RandomK:
             encode=lambda x, _: x[support(self.seed, dim, kept)],
             decode=decode,
         )
+
+    def kept(self, dim: int) -> int:
+        """Return how many of `dim` coordinates are sent."""
+        return max(1, round(self.fraction * dim))
+
+    def positions(self, dim: int) -> npt.NDArray[np.int64]:
+        """Return which of `dim` coordinates are sent, in increasing order."""
+        return support(self.seed, dim, self.kept(dim))
 
 
 @lru_cache(maxsize=4)
