@@ -27,6 +27,8 @@ class DevicePolicy:
         most_dropout: Plans that let a larger fraction disappear are refused.
         require_masks: Whether uploads in the clear are refused.
         minimum_noise_multiplier: Less noise in the sum is refused; 0 demands none.
+        largest_clip: A larger bound on the norm of the update is refused, also where the
+            bound adapts from round to round; None allows any.
         minimum_corrupt: Parameters that withstand a smaller colluding fraction are refused.
         authority: Public key of the root that enrolls devices, 64 hexadecimal digits; with
             it, rounds whose keys that root does not certify are refused.
@@ -40,6 +42,7 @@ class DevicePolicy:
     most_dropout: float = 0.5
     require_masks: bool = True
     minimum_noise_multiplier: float = 0.0
+    largest_clip: float | None = None
     minimum_corrupt: float = 0.0
     authority: str | None = None
     helper_key: str | None = None
@@ -81,6 +84,10 @@ class DevicePolicy:
             (
                 noise < self.minimum_noise_multiplier,
                 f"a noise multiplier of at least {self.minimum_noise_multiplier}, found {noise}",
+            ),
+            (
+                self.largest_clip is not None and plan.norm > self.largest_clip,
+                f"a clip of at most {self.largest_clip}, found {plan.norm:g}",
             ),
             (
                 isinstance(secagg, Bonawitz) and secagg.corrupt < self.minimum_corrupt,

@@ -43,6 +43,7 @@ from fedcore.pipeline import (
     RoundPlan,
     Upload,
     bind_round,
+    layers_of,
     make_upload,
     model_digest,
 )
@@ -307,6 +308,12 @@ class _Session:
             )
             raise PeerProtocolError(msg)
         layout = Layout.of(arrays)
+        if layers_of(bound.plan.run.clip, layout) != bound.plan.layers:
+            msg = (
+                "the plan must name the layers of the model that came with it, found others: "
+                "this device does not take part"
+            )
+            raise PeerProtocolError(msg)
         before = layout.flatten(arrays)
         self.message.content = content
         reply = self.call_next(self.message, self.context)

@@ -59,6 +59,9 @@ class RoundReport:
         neighbours: Degree of the mask graph; 0 in the clear.
         threshold: Shares that reconstruct a secret; 0 in the clear.
         epsilon: Spent so far, this round included; infinite without noise.
+        clip_norm: Bound on the norm of what a client sends; None without a clip.
+        unclipped: Fraction of the updates that fitted it: exact without noise, an estimate
+            with an adaptive clip under noise, None if not known.
     """
 
     round_number: int
@@ -73,3 +76,5 @@ class RoundReport:
     neighbours: int
     threshold: int
     epsilon: float
+    clip_norm: float | None = None
+    unclipped: float | None = None

@@ -26,12 +26,15 @@ from flwr.serverapp import Grid
 from fedcore.engine import Clock, SystemClock, WrappedGrid, to_arrays, to_record
 from fedcore.errors import ConfigurationError, RoundAbortedError
 from fedcore.pipeline import (
+    AdaptiveClip,
     Bonawitz,
     BoundRound,
     MeanUpdate,
     RoundPlan,
     RunPlan,
     bind_round,
+    first_norm,
+    layers_of,
     model_digest,
 )
 from fedcore.pipeline.envelope import IDENTIFY
@@ -77,10 +80,13 @@ class SecureGrid(WrappedGrid):
         unix_time: Tells the time by which certificates expire.
         retry_after: Seconds to wait before a device whose message or reply got lost is
             asked the same again, for each time that it is; never beyond the stage's deadline.
+        clip_norm: Where an adaptive clip goes on, as an earlier run reported it; None
+            starts from its initial norm.
 
     Attributes:
         plan: As given.
         ledger: Every sum that was revealed, and what it cost.
+        clip_norm: Of the next round, if the clip is adaptive.
 
     Raises:
         ConfigurationError: `plan` has a target instead of a noise; `fedcore.pipeline.resolve`
@@ -100,11 +106,13 @@ class SecureGrid(WrappedGrid):
         helper: Helper | None = None,
         unix_time: Callable[[], float] = time.time,
         retry_after: Sequence[float] = RETRY_AT_ONCE,
+        clip_norm: float | None = None,
     ) -> None:
         super().__init__(grid)
         self.plan = plan or RunPlan()
         stated_noise(self.plan.privacy)  # a target is for a run, and a grid sees rounds
         self.ledger = ledger if ledger is not None else empty_ledger(self.plan)
+        self.clip_norm = first_norm(self.plan.clip) if clip_norm is None else clip_norm
         self._on_round = on_round
         self._labels = labels or {}
         self._weight_key = weight_key
@@ -173,14 +181,17 @@ class SecureGrid(WrappedGrid):
         if isinstance(plan.secagg, Bonawitz):
             plan.secagg.check_margin(len(asked))
         self._round += 1
+        layout = Layout.of(arrays)
         first = RoundPlan(
             run=plan,
             run_id=str(batch[0].metadata.run_id),
             round_number=self._round,
             attempt=1,
             clients=len(asked),
-            dim=Layout.of(arrays).dim,
+            dim=layout.dim,
             model_digest=model_digest(arrays),
+            clip_norm=self.clip_norm,
+            layers=layers_of(plan.clip, layout),
         )
         traffic, aborted = Traffic(), []
         for number in range(1, plan.attempts + 1):
@@ -194,7 +205,14 @@ class SecureGrid(WrappedGrid):
             aborted.append(attempt.aborted)
             log.warning("round %d, attempt %d: %s", self._round, number, attempt.aborted)
         self._report(attempt, asked=len(asked), aborted=tuple(aborted), traffic=traffic)
+        self._adapt(bound.plan, attempt.mean)
         return attempt.mean
+
+    def _adapt(self, plan: RoundPlan, mean: MeanUpdate | None) -> None:
+        """Move an adaptive clip after a round; an aborted one leaves it where it is."""
+        clip = plan.run.clip
+        if isinstance(clip, AdaptiveClip) and mean is not None and mean.unclipped is not None:
+            self.clip_norm = clip.next(plan.norm, mean.unclipped)
 
     def _try(
         self, bound: BoundRound, asked: tuple[Invited, ...], content: RecordDict, kind: str
@@ -268,6 +286,8 @@ class SecureGrid(WrappedGrid):
                 neighbours=0 if bound.secagg is None else bound.secagg.neighbours,
                 threshold=0 if bound.secagg is None else bound.secagg.threshold,
                 epsilon=self.ledger.epsilon if self.plan.private else inf,
+                clip_norm=bound.plan.norm,
+                unclipped=None if mean is None else mean.unclipped,
             )
         )
 

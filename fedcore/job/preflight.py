@@ -7,16 +7,17 @@ passes here fails later only for reasons that lie in the world.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
-from fedcore import models
+from fedcore import models, training
 from fedcore.data import Dataset, Indices, load, partition
 from fedcore.errors import ConfigurationError
 from fedcore.job.costs import Assessment, assess
 from fedcore.job.settings import Job
-from fedcore.pipeline import BoundRound
+from fedcore.pipeline import BoundRound, bind_round, layers_of
 from fedcore.privacy import Release
+from fedcore.vectors import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,4 +87,10 @@ def check(job: Job) -> Preflight:
     parameters = models.parameter_count(model)
     fewest = min(len(shard) for shard in shards)
     privacy = assess(job, parameters=parameters, fewest_examples=fewest)
+    run = privacy.job.plan
+    if run is not None and privacy.bound is not None:
+        # What it costs was found without the layers; whether they fit is found here.
+        layers = layers_of(run.clip, Layout.of(training.get_arrays(model, copy=False)))
+        first = replace(privacy.bound.plan, run=run, layers=layers)
+        privacy = replace(privacy, bound=bind_round(first))
     return Preflight(dataset, shards, parameters, privacy)

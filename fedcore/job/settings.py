@@ -22,7 +22,16 @@ from fedcore.engine import DropScript
 from fedcore.errors import ConfigurationError
 from fedcore.job.levels import PrivacyConfig, of_devices, of_examples
 from fedcore.models import Mlp, ModelConfig
-from fedcore.pipeline import Bonawitz, ByExamples, Modular, NoSecAgg, RunPlan, Uniform
+from fedcore.pipeline import (
+    AdaptiveClip,
+    Bonawitz,
+    ByExamples,
+    Modular,
+    NoSecAgg,
+    PerLayerClip,
+    RunPlan,
+    Uniform,
+)
 from fedcore.pipeline.envelope import STAGES
 from fedcore.pipeline.plan import Rotate, SecAgg, Sparsify, Weighting, canonical_json
 from fedcore.privacy import NoPrivacy
@@ -164,7 +173,7 @@ class Robust:
 
 _BY_KIND = Discriminator("kind")
 StrategyConfig: TypeAlias = Annotated[FedAvg | FedAvgM | FedProx | FedOpt | Robust, _BY_KIND]
-ClipConfig: TypeAlias = Annotated[Clip | NoClip, _BY_KIND]
+ClipConfig: TypeAlias = Annotated[Clip | AdaptiveClip | PerLayerClip | NoClip, _BY_KIND]
 QuantizeConfig: TypeAlias = Annotated[Modular | Quantize | NoQuantize, _BY_KIND]
 HelperConfig: TypeAlias = Annotated[LocalHelper | RemoteHelper, _BY_KIND]
 FaultConfig: TypeAlias = Annotated[DropScript | NoFaults, _BY_KIND]
@@ -197,7 +206,7 @@ class Job:
         model: What is trained.
         training: What a device does in a round.
         strategy: What the coordinator does with the mean.
-        clip: Bound on the norm of what is sent.
+        clip: Bound on the norm of what is sent; fixed, adaptive or for each layer.
         sparsify: Which coordinates are sent.
         rotate: Whether coordinates are made alike first.
         quantize: How reals become integers; `NoQuantize` for plain float32.

@@ -1,6 +1,7 @@
 """One round: what a device uploads, and what the coordinator makes of the sum."""
 
 from fedcore.pipeline.bound import BoundRound, bind_round
+from fedcore.pipeline.clipping import AdaptiveClip, Layer, PerLayerClip, first_norm, layers_of
 from fedcore.pipeline.collect import MeanUpdate, agreed_names, decode_sum
 from fedcore.pipeline.envelope import BOX, RECORD, VECTOR, VECTOR_TYPE, Envelope, typed
 from fedcore.pipeline.model import model_digest
@@ -22,14 +23,17 @@ __all__ = [
     "RECORD",
     "VECTOR",
     "VECTOR_TYPE",
+    "AdaptiveClip",
     "Bonawitz",
     "BoundRound",
     "ByExamples",
     "Envelope",
+    "Layer",
     "LocalUpdate",
     "MeanUpdate",
     "Modular",
     "NoSecAgg",
+    "PerLayerClip",
     "RoundPlan",
     "RunPlan",
     "SeedHelper",
@@ -39,6 +43,8 @@ __all__ = [
     "bind_first",
     "bind_round",
     "decode_sum",
+    "first_norm",
+    "layers_of",
     "make_upload",
     "model_digest",
     "projected_epsilon",

@@ -16,10 +16,10 @@ from fedcore.codec import (
     RandomK,
     Reals,
     Tally,
-    chain,
     narrowest_ring,
 )
 from fedcore.errors import ConfigurationError
+from fedcore.pipeline.clip_stage import ClipStage, clip_stage
 from fedcore.pipeline.plan import Bonawitz, Modular, RoundPlan, SeedHelper
 from fedcore.privacy import (
     Calibration,
@@ -45,7 +45,11 @@ class BoundRound:
 
     Attributes:
         plan: What it was derived from.
-        kept: The real-valued stages (sparsify, clip): what of an update is sent.
+        select: The first stage (sparsify): which coordinates are sent.
+        clip: The second one, which knows whether it changes a vector.
+        kept: Both: what of an update is sent, and with an adaptive clip under noise one
+            coordinate more, which says whether it was clipped.
+        sent: The stages from there on, to ring elements.
         codec: All stages, from the flat update to ring elements.
         tally: Carries weights and metrics behind the update.
         secagg: Parameters of pairwise masks; None without them.
@@ -55,7 +59,10 @@ class BoundRound:
     """
 
     plan: RoundPlan
+    select: Bound = field(repr=False)
+    clip: ClipStage
     kept: Bound = field(repr=False)
+    sent: Bound = field(repr=False)
     codec: Bound = field(repr=False)
     tally: Tally
     secagg: Plan | None
@@ -114,15 +121,29 @@ def bind_round(plan: RoundPlan) -> BoundRound:
     rotate = run.rotate
     if isinstance(rotate, Hadamard):
         rotate = replace(rotate, seed=plan.stage_seed("rotation"))
-    kept = chain(Reals(plan.dim), sparsify, run.clip)
-    flat = kept.then(rotate.bind(kept.target))
-    calibration = _calibrate(plan, flat.target, minimum)
-    integers = _quantize(plan, flat, calibration)
+    select = sparsify.bind(Reals(plan.dim))
+    clip = clip_stage(plan, sparsify)
+    kept = select.then(clip.bind(select.target))
+    rotated = rotate.bind(kept.target)
+    calibration = _calibrate(plan, rotated.target, minimum)
+    integers = _quantize(plan, rotated, calibration)
     ring = _ring(plan, integers.target)
     embed = Embed(ring.bits, plan.clients, _tails(plan))
-    codec = integers.then(embed.bind(integers.target))
+    sent = integers.then(embed.bind(integers.target))
     tally = Tally(0 if run.private else FIXED_SLOTS + run.metric_slots, plan.clients, ring)
-    bound = BoundRound(plan, kept, codec, tally, None, None, minimum, calibration)
+    bound = BoundRound(
+        plan=plan,
+        select=select,
+        clip=clip,
+        kept=kept,
+        sent=sent,
+        codec=kept.then(sent),
+        tally=tally,
+        secagg=None,
+        helper=None,
+        minimum_survivors=minimum,
+        calibration=calibration,
+    )
     return replace(
         bound,
         secagg=_secagg(plan, bound.dim, ring, minimum),
@@ -136,7 +157,7 @@ def _calibrate(plan: RoundPlan, flat: Domain, minimum: int) -> Calibration | Non
         return None
     privacy = run.privacy
     return calibrate(
-        clip=run.clip.norm,
+        clip=flat.norm,
         dim=flat.dim,
         peak=flat.peak,
         clients=plan.clients,

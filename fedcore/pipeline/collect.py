@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fedcore.codec import TellingClip
 from fedcore.errors import RoundAbortedError
 from fedcore.pipeline.bound import FIXED_SLOTS, BoundRound
 from fedcore.pipeline.plan import ByExamples
@@ -24,6 +25,8 @@ class MeanUpdate:
         metrics: Weighted means, by name; empty under differential privacy.
         clipped: How many updates were clipped; None under differential privacy.
         survivors: How many clients are in the mean.
+        unclipped: Fraction of the updates that fitted the clip: exact without noise, an
+            estimate with noise, None where it is not told.
     """
 
     delta: RealVector = field(repr=False)
@@ -31,6 +34,7 @@ class MeanUpdate:
     metrics: Mapping[str, float]
     clipped: int | None
     survivors: int
+    unclipped: float | None = None
 
 
 def decode_sum(
@@ -58,7 +62,11 @@ def decode_sum(
         raise RoundAbortedError(stage="decoding", needed=1, found=0, reason="no examples at all")
     weighting = bound.plan.run.weighting
     unit = weighting.max_examples if isinstance(weighting, ByExamples) else 1
-    delta = bound.codec.decode(total[: bound.update_dim]) * (unit / weight)
+    sent = bound.sent.decode(total[: bound.update_dim])
+    delta = bound.kept.decode(sent) * (unit / weight)
+    unclipped = 1 - sums[1] / survivors if sums else None
+    if isinstance(bound.clip, TellingClip):
+        unclipped = bound.clip.fraction(sent, survivors)
     values = [value / (weight << FRACTION_BITS) for value in sums[FIXED_SLOTS:]]
     return MeanUpdate(
         delta=delta.astype(np.float32),
@@ -66,6 +74,7 @@ def decode_sum(
         metrics=dict(zip(names, values, strict=False)),
         clipped=sums[1] if sums else None,
         survivors=survivors,
+        unclipped=unclipped,
     )
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from fedcore.codec import Clip, Dense, Hadamard, NoRotation, Quantize, RandomK
 from fedcore.crypto import transcript_hash
 from fedcore.errors import ConfigurationError, PeerProtocolError
+from fedcore.pipeline.clipping import AdaptiveClip, ClipChoice, Layer, check_state
 from fedcore.privacy import DistributedGaussian, DistributedSkellam, NoPrivacy, stated_noise
 from fedcore.secagg.parameters import COMPLETE_UP_TO, GRINDING_BITS, SECURITY_BITS
 
@@ -195,7 +196,8 @@ class RunPlan:
     what exceeds a norm of 100 and a float's last digits.
 
     Attributes:
-        clip: Bound on the l2 norm of what is sent.
+        clip: Bound on the l2 norm of what is sent: one number, one that follows a quantile
+            of the norms, or one for each layer.
         sparsify: Which coordinates are sent.
         rotate: Whether coordinates are made alike first.
         quantize: How reals become integers.
@@ -213,7 +215,7 @@ class RunPlan:
         seed: Public; supports and rotations follow from it.
     """
 
-    clip: Clip = Clip(100.0)
+    clip: ClipChoice = Clip(100.0)
     sparsify: Sparsify = Dense()
     rotate: Rotate = Hadamard()
     quantize: Quantizer = Modular(32)
@@ -270,6 +272,13 @@ class RunPlan:
                 f"choose weighting=uniform, got weighting={self.weighting.kind}"
             )
             raise ConfigurationError(msg)
+        if self.error_feedback and isinstance(self.clip, AdaptiveClip):
+            msg = (
+                "error_feedback adds what the clip cut off to the next update, so the norms that "
+                "clip=adaptive measures would follow from the clip itself: choose "
+                "error_feedback=false, or clip=norm"
+            )
+            raise ConfigurationError(msg)
         if self.error_feedback and isinstance(self.sparsify, RandomK) and self.sparsify.unbiased:
             msg = (
                 "error_feedback sends later what is left out now: "
@@ -292,6 +301,9 @@ class RoundPlan:
         model_digest: SHA-256 of the model that the clients train from, in hex.
         roster: Hash of the invited devices' identity keys, in hex (see
             `fedcore.secagg.seating`); empty if they do not sign, or are not known yet.
+        clip_norm: What an adaptive clip has come to; None for any other.
+        layers: Of the model, in the order of the flat update, where each has a bound of
+            its own; empty otherwise.
     """
 
     run: RunPlan
@@ -302,6 +314,8 @@ class RoundPlan:
     dim: int
     model_digest: str
     roster: str = ""
+    clip_norm: float | None = None
+    layers: tuple[Layer, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value, low in (
@@ -316,6 +330,16 @@ class RoundPlan:
         if self.roster:
             _check_key("roster", self.roster)
         stated_noise(self.run.privacy)  # what travels to devices always names its noise
+
+        check_state(self.run.clip, self.clip_norm, self.layers, self.dim)
+
+    @property
+    def norm(self) -> float:
+        """Bound on the l2 norm of what a client sends of its update."""
+        clip = self.run.clip
+        if isinstance(clip, AdaptiveClip):
+            return clip.initial if self.clip_norm is None else self.clip_norm
+        return clip.norm
 
     def to_bytes(self) -> bytes:
         """Return canonical JSON: equal plans give equal bytes."""

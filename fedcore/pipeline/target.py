@@ -17,8 +17,10 @@ from __future__ import annotations
 from dataclasses import replace
 from math import log
 
+from fedcore.codec import Clip
 from fedcore.errors import ConfigurationError
 from fedcore.pipeline.bound import BoundRound, bind_round
+from fedcore.pipeline.clipping import PerLayerClip, first_norm
 from fedcore.pipeline.plan import Modular, RoundPlan, RunPlan
 from fedcore.privacy import Found, NoPrivacy, PrivacyLedger, least_noise
 from fedcore.privacy.target import rounded_up
@@ -83,9 +85,13 @@ def with_noise(plan: RunPlan, noise_multiplier: float) -> RunPlan:
 def bind_first(plan: RunPlan, *, clients: int, dim: int) -> BoundRound:
     """Return the first round of a run put together: the others cost the same.
 
+    What a round costs does not depend on how a clip is spread over layers.
+
     Raises:
         ConfigurationError: The stages do not fit each other, the cohort or the ring.
     """
+    if isinstance(plan.clip, PerLayerClip):
+        plan = replace(plan, clip=Clip(plan.clip.norm))
     return bind_round(
         RoundPlan(
             run=plan,
@@ -95,6 +101,7 @@ def bind_first(plan: RunPlan, *, clients: int, dim: int) -> BoundRound:
             clients=clients,
             dim=dim,
             model_digest="",
+            clip_norm=first_norm(plan.clip),
         )
     )
 

@@ -76,7 +76,7 @@ def make_upload(
     vector = bound.codec.encode(x, entropy)
     if not bound.tally.slots:
         return Upload(vector, leftover, ())
-    clipped = _is_clipped(bound, x, entropy)
+    clipped = bound.clip.exceeded(bound.select.encode(x, entropy))
     metrics = update.metrics if run.metric_slots else {}
     numbers = [weight, int(clipped), *_metric_numbers(bound, metrics, weight)]
     return Upload(np.concatenate([vector, bound.tally.encode(numbers)]), leftover, tuple(metrics))
@@ -89,12 +89,6 @@ def _weigh(bound: BoundRound, examples: int) -> tuple[int, float]:
         return 1, 1.0
     weight = max(0, min(examples, weighting.max_examples))
     return weight, weight / weighting.max_examples
-
-
-def _is_clipped(bound: BoundRound, x: RealVector, entropy: Entropy) -> bool:
-    """Tell whether the clip changed what is sent."""
-    sent = bound.kept.encode(x, entropy)
-    return bool(np.linalg.norm(sent) >= bound.plan.run.clip.norm * (1 - 1e-12))
 
 
 def _metric_numbers(bound: BoundRound, metrics: Mapping[str, float], weight: int) -> list[int]:

@@ -19,7 +19,15 @@ from fedcore.errors import (
     PeerProtocolError,
     RoundAbortedError,
 )
-from fedcore.pipeline import RECORD, NoSecAgg, RoundPlan, RunPlan
+from fedcore.pipeline import (
+    RECORD,
+    AdaptiveClip,
+    Layer,
+    NoSecAgg,
+    PerLayerClip,
+    RoundPlan,
+    RunPlan,
+)
 from fedcore.pipeline.envelope import STAGES
 from fedcore.secagg import Plan, decode, encode
 from fedcore.secagg.messages import (
@@ -47,6 +55,8 @@ from tests.fedcore.pipeline.rounds import private_plan
 from tests.fedcore.secagg.rehearsal import SECRET_LOOKING
 
 OPEN = DevicePolicy(require_masks=False)
+LAYERS = (Layer("w", 12),)
+"""Of `MODEL`."""
 BOTH = pytest.mark.parametrize("run", [UNSIGNED, SIGNED], ids=["unsigned", "signed"])
 LATER = [(run, stage) for run in (UNSIGNED, SIGNED) for stage in stages_of(run)[1:]]
 AT_EACH_LATER_STAGE = pytest.mark.parametrize(
@@ -125,6 +135,24 @@ def test_messages_of_other_kinds_pass_untouched():
             {},
             "a noise multiplier of at least 0.5, found 0.4",
         ),
+        (
+            DevicePolicy(largest_clip=2.0),
+            RunPlan(clip=Clip(2.5)),
+            {},
+            "a clip of at most 2.0, found 2.5",
+        ),
+        (
+            DevicePolicy(largest_clip=2.0),
+            RunPlan(clip=AdaptiveClip(initial=1.0)),
+            {"clip_norm": 2.01},
+            "a clip of at most 2.0, found 2.01",
+        ),
+        (
+            DevicePolicy(largest_clip=2.0),
+            RunPlan(clip=PerLayerClip(3.0)),
+            {"layers": LAYERS},
+            "a clip of at most 2.0, found 3",
+        ),
     ],
 )
 def test_a_plan_below_the_devices_policy_is_refused_by_rule(policy, run, changes, rule):
@@ -141,6 +169,7 @@ def test_a_plan_below_the_devices_policy_is_refused_by_rule(policy, run, changes
     [
         (DevicePolicy(minimum_cohort=4), RunPlan()),
         (DevicePolicy(minimum_noise_multiplier=0.5), private_plan(0.5)),
+        (DevicePolicy(largest_clip=2.0), RunPlan(clip=Clip(2.0))),
         (DevicePolicy(minimum_cohort=1, require_masks=False), RunPlan()),
     ],
 )
@@ -230,6 +259,23 @@ def test_a_model_that_is_not_the_plans_is_not_trained(arrays):
     message = coordinator.message("upload", content=content)
     refused(coordinator, message, "the model must be the one")
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [(Layer("v", 12),), (Layer("w", 6), Layer("v", 6)), (Layer("w", 11), Layer("w", 1))],
+)
+def test_layers_that_are_not_the_models_are_refused_before_training(layers):
+    calls = []
+    run = RunPlan(clip=PerLayerClip(1.0))
+    coordinator = Coordinator(training_app(train=noting(calls)), run, {"layers": layers})
+    coordinator.advance("upload")
+    refused(coordinator, coordinator.message("upload"), "name the layers of the model")
+    assert calls == []
+
+
+def test_layers_that_are_the_models_are_clipped_and_answered():
+    Coordinator(training_app(), RunPlan(clip=PerLayerClip(1.0)), {"layers": LAYERS}).finish()
 
 
 @pytest.mark.parametrize("count", [0, 2])

@@ -26,10 +26,12 @@ from fedcore.job import (
 )
 from fedcore.models import Cnn, Cnn1d, LeNet, Logistic, Mlp, TwoNN
 from fedcore.pipeline import (
+    AdaptiveClip,
     Bonawitz,
     ByExamples,
     Modular,
     NoSecAgg,
+    PerLayerClip,
     RunPlan,
     SeedHelper,
     Uniform,
@@ -58,7 +60,11 @@ KINDS = {
         FedProx(proximal_mu=1.0),
         *map(FedOpt, ("fedadam", "fedyogi")),
     ],
-    "clip": [Clip(3.5)],
+    "clip": [
+        Clip(3.5),
+        AdaptiveClip(initial=0.2),
+        PerLayerClip(2.0, 0.5, (("*.bias", 0.5), ("*", 2.0))),
+    ],
     "sparsify": [Dense(), RandomK(0.5)],
     "rotate": [Hadamard()],
     "quantize": [Modular(16), Quantize(9)],
@@ -181,6 +187,10 @@ BAD_VALUES = [
     ("clip", {"kind": "none"}, "choose clip=norm, or quantize=none"),
     ("clip", {"kind": "norm", "norm": 0}, "clip.norm must be"),
     ("clip", {"kind": "norm", "bound": 1}, "clip.bound: unknown key"),
+    ("clip", {"kind": "adaptive", "quantile": 1.0}, "clip.quantile must be"),
+    ("clip", {"kind": "adaptive", "norm": 1.0}, "clip.norm: unknown key"),
+    ("clip", {"kind": "per_layer", "size_power": 3}, "clip.size_power must be"),
+    ("clip", {"kind": "per_layer", "shares": [["*"]]}, "clip.shares"),
     ("sparsify", {"kind": "random_k", "fraction": 0}, "sparsify.fraction must be"),
     ("sparsify", {"kind": "top_k"}, "sparsify: expected kind to be one of"),
     ("rotate", {"kind": "none"}, "choose rotate=hadamard or quantize=uniform"),

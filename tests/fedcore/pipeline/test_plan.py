@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 from fedcore.codec import Clip, Dense, Hadamard, NoRotation, Quantize, RandomK
 from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.pipeline import (
+    AdaptiveClip,
     Bonawitz,
     ByExamples,
+    Layer,
     Modular,
     NoSecAgg,
+    PerLayerClip,
     RoundPlan,
     RunPlan,
     Uniform,
@@ -46,6 +49,18 @@ CHANGED_ROUND = {
     "model_digest": "cd" * 32,
     "roster": "ef" * 32,
 }
+# What some clips need beside them, so that no other plan has it.
+STATES = [
+    (RunPlan(clip=AdaptiveClip()), [{"clip_norm": 1.0}, {"clip_norm": 1.5}]),
+    (
+        RunPlan(clip=PerLayerClip()),
+        [
+            {"layers": (Layer("a", 6), Layer("b", 6))},
+            {"layers": (Layer("a", 5), Layer("b", 7))},
+            {"layers": (Layer("b", 6), Layer("a", 6))},
+        ],
+    ),
+]
 INNER = [
     (RunPlan(sparsify=RandomK(0.5)), {"sparsify": RandomK(0.25)}),
     (RunPlan(sparsify=RandomK(0.5)), {"sparsify": RandomK(0.5, unbiased=True)}),
@@ -111,7 +126,8 @@ def test_a_number_written_as_an_integer_gives_the_same_plan(whole, fractional):
 
 def test_every_field_of_a_plan_is_in_its_digest():
     assert CHANGED_RUN.keys() == {field.name for field in fields(RunPlan)}
-    assert {"run", *CHANGED_ROUND} == {field.name for field in fields(RoundPlan)}
+    stated = {name for _, changes in STATES for change in changes for name in change}
+    assert {"run", *CHANGED_ROUND} | stated == {field.name for field in fields(RoundPlan)}
     base = RunPlan(weighting=Uniform())
     digests = {round_plan(base).digest()}
     for name, value in CHANGED_RUN.items():
@@ -122,7 +138,10 @@ def test_every_field_of_a_plan_is_in_its_digest():
         }
     for name, value in CHANGED_ROUND.items():
         digests.add(round_plan(base, **{name: value}).digest())
-    assert len(digests) == 2 + len(CHANGED_RUN) + len(CHANGED_ROUND)
+    for start, changes in STATES:
+        digests |= {round_plan(start, **change).digest() for change in changes}
+    states = sum(len(changes) for _, changes in STATES)
+    assert len(digests) == 2 + len(CHANGED_RUN) + len(CHANGED_ROUND) + states
 
 
 @pytest.mark.parametrize(("run", "change"), INNER)
