@@ -184,4 +184,8 @@ def _table(entry: Account, rounds: int, privacy: Assessment) -> list[str]:
 
 
 def _shown(epsilon: float) -> str:
-    return f"{epsilon:.3f}" if epsilon < inf else "does not fit the ring: raise quantize.bits"
+    return (
+        f"{epsilon:.3f}"
+        if epsilon < inf
+        else "does not fit the ring or the clip: raise quantize.bits"
+    )

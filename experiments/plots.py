@@ -131,6 +131,34 @@ def epsilon_over_rounds(points: Points, *, delta: float | None, budget: float | 
     return _figure(draw)
 
 
+def clip_over_rounds(points: Sequence[tuple[int, float, float | None]]) -> bytes:
+    """Draw the clip, on a log scale, and the fraction of updates that fitted it.
+
+    Args:
+        points: (round, norm, fraction); the fraction is None where it was not told, and an
+            estimate under noise.
+    """
+    if not points:
+        return _message("No clip", "No round was finished with a bound on the updates.")
+    fitted = _finite([(number, part) for number, _, part in points if part is not None])
+
+    def draw(axes: Axes) -> None:
+        axes.set_yscale("log")
+        _line(axes, [(number, norm) for number, norm, _ in points], BLUE, "o", "clip")
+        for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatted(lambda value, _: f"{value:g}")
+        axes.tick_params(axis="y", which="minor", labelsize=8, labelcolor=GREY, color=GREY)
+        axes.set_ylabel("bound on the norm (log scale)")
+        _whole_rounds(axes)
+        if fitted:
+            _line_on_the_right(axes, fitted, "updates that fitted")
+            axes.figure.legend(
+                loc="outside upper right", ncols=2, frameon=False, fontsize=10, labelcolor=INK
+            )
+
+    return _figure(draw)
+
+
 def bytes_of_one_round(payload: float, total: float, reference: float) -> bytes:
     """Draw what one client sends in one round, beside a plain float32 update.
 
@@ -259,6 +287,18 @@ def _line(
         markersize=4.5,
         label=label,
     )
+
+
+def _line_on_the_right(axes: Axes, points: Points, label: str) -> None:
+    """Draw fractions against an axis of their own; [0, 1] is always in sight."""
+    other = axes.twinx()
+    _line(other, points, ORANGE, "s", label, dashed=True)
+    _percent(other, [y for _, y in points])
+    other.set_ylim(min(0.0, *(y for _, y in points)), max(1.0, *(y for _, y in points)))
+    other.set_ylabel(label, fontsize=10.5, color=INK)
+    other.tick_params(labelsize=10, labelcolor=GREY, color=GREY)
+    for side in other.spines.values():
+        side.set_visible(False)
 
 
 def _mark_last(axes: Axes, points: Points, *, below: bool) -> None:

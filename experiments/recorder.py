@@ -119,6 +119,8 @@ class Recorder:
             "attempts": report.attempts,
             "aborted": list(report.aborted),
             "clipped": report.clipped,
+            "clip_norm": report.clip_norm,
+            "unclipped": report.unclipped,
             "uplink_bytes": report.traffic.up_total,
             "uplink_payload_bytes": report.traffic.up_payload,
             "downlink_bytes": report.traffic.down_total,

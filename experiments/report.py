@@ -63,6 +63,8 @@ class Round:
     epsilon: float
     seconds: float
     epsilon_example: float | None = None
+    clip_norm: float | None = None
+    unclipped: float | None = None
 
     @property
     def client_bytes(self) -> float:
@@ -199,6 +201,11 @@ class Run:
         kept = [entry for entry in self.overrides if not entry.lstrip("+").startswith("output=")]
         return shlex.join(["python", "-m", "experiments.train", *kept])
 
+    @property
+    def adapted(self) -> bool:
+        """Whether the clip moved from round to round."""
+        return len({entry.clip_norm for entry in self.rounds}) > 1
+
     def epsilon_after(self, round_number: int) -> float | None:
         """Return what was spent after that round; None if it is not on record."""
         return next((row.epsilon for row in self.rounds if row.round == round_number), None)
@@ -240,7 +247,9 @@ def draw(run: Run) -> dict[str, bytes]:
             tested.append((entry.round, sent, entry.accuracy))
     start = [] if summary.initial_accuracy is None else [(0, summary.initial_accuracy)]
     update = FLOAT_BYTES * summary.parameters
-    return {
+    clips = [(r.round, r.clip_norm, r.unclipped) for r in run.rounds if r.clip_norm is not None]
+    moving = {"clip": plots.clip_over_rounds(clips)} if run.adapted else {}
+    return moving | {
         "accuracy": plots.accuracy_over_rounds(
             [*start, *((number, accuracy) for number, _, accuracy in tested)],
             [(r.round, r.train_accuracy) for r in run.rounds if r.train_accuracy is not None],
@@ -370,7 +379,8 @@ def _check_ranges(values: object, where: str) -> None:
         if isinstance(value, dict):
             _check_ranges(value, where)
         limit = 1.0 if name.endswith(("accuracy", "agreement", "delta")) else inf
-        if isinstance(value, int | float) and not name.endswith("loss") and not 0 <= value <= limit:
+        free = name.endswith("loss") or name == "unclipped"  # an estimate may leave [0, 1]
+        if isinstance(value, int | float) and not free and not 0 <= value <= limit:
             msg = f"{where}: {name} must be in [0, {limit:g}], got {value}: restore the file"
             raise ConfigurationError(msg)
 

@@ -9,7 +9,7 @@ import numpy as np
 from fedcore.codec import Clip, ClipSegments, RandomK, TellingClip
 from fedcore.pipeline.clipping import AdaptiveClip, PerLayerClip
 from fedcore.pipeline.plan import RoundPlan, Sparsify
-from fedcore.privacy import NoPrivacy
+from fedcore.privacy import NoPrivacy, stated_noise
 
 ClipStage: TypeAlias = Clip | TellingClip | ClipSegments
 
@@ -31,7 +31,7 @@ def clip_stage(plan: RoundPlan, sparsify: Sparsify) -> ClipStage:
             privacy = plan.run.privacy
             if isinstance(privacy, NoPrivacy):
                 return Clip(plan.norm)  # the tally counts what was clipped
-            return TellingClip(plan.norm, clip.weight(privacy.noise_multiplier, plan.clients))
+            return TellingClip(plan.norm, clip.weight(stated_noise(privacy), plan.clients))
         case PerLayerClip() as clip:
             return ClipSegments(clip.bounds(plan.layers), _stops(plan, sparsify))
         case _:

@@ -325,6 +325,42 @@ def test_the_pictures_are_valid(name, request):
         assert pixels[..., :3].std() > 0.01
 
 
+def adapt(folder, clips):
+    """Note a clip, and the fraction that fitted it, in every round."""
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    for entry, (norm, fitted) in zip(lines, clips, strict=True):
+        entry |= {"clip_norm": norm, "unclipped": fitted}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+
+
+def test_a_clip_that_moved_is_drawn_and_listed(private):
+    adapt(private, [(0.1, -0.02), (0.1, None), (0.125, 0.4), (0.125, 1.03)])
+    text = words(private)
+    assert "The clip, which follows a quantile" in text
+    assert "an estimate: the devices' answers have the noise of the sum" in text
+    assert "Clipped Clip" in text
+    assert (private / "clip.png").read_bytes().startswith(PNG)
+    pixels = imread(private / "clip.png")
+    assert pixels.shape[:2] == (666, 1080)
+    assert page(private).count("<img src") == 5
+
+
+def test_without_noise_the_report_calls_the_fraction_exact(plain):
+    adapt(plain, [(0.1, 0.2), (0.2, 0.4)])
+    assert "is exact, from the tally inside the sum" in words(plain)
+
+
+def test_a_clip_that_stayed_is_not_drawn(private):
+    adapt(private, [(0.1, None)] * 4)
+    assert "follows a quantile" not in words(private)
+    assert not (private / "clip.png").exists()
+
+
+def test_rounds_without_a_clip_have_an_empty_picture_of_it():
+    assert plots.clip_over_rounds([]).startswith(PNG)
+    assert plots.clip_over_rounds([(1, 0.1, None), (2, 0.3, None)]).startswith(PNG)
+
+
 def test_equal_runs_have_equal_reports(private):
     assert page(private) == page(private)
 
