@@ -14,6 +14,7 @@ from fedcore.job import Assessment, Cost, assess, check, of_devices
 from fedcore.pipeline import Modular, RunPlan, bind_first, projected_epsilon, with_noise
 from fedcore.privacy import NoPrivacy, PrivacyLedger, Release
 
+UNFIT = "does not fit ring or cohort: raise quantize.bits or clients_per_round"
 NOISES = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 BITS = range(6, 33)
 _NOTHING = 1.0001
@@ -184,8 +185,4 @@ def _table(entry: Account, rounds: int, privacy: Assessment) -> list[str]:
 
 
 def _shown(epsilon: float) -> str:
-    return (
-        f"{epsilon:.3f}"
-        if epsilon < inf
-        else "does not fit the ring or the clip: raise quantize.bits"
-    )
+    return f"{epsilon:.3f}" if epsilon < inf else UNFIT
