@@ -25,12 +25,13 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from flwr.app import Context
 
+from clients.participation import Spacing
 from fedcore.errors import ConfigurationError, PeerProtocolError
 
 MOST_RUNS: Final = 4096
@@ -50,11 +51,14 @@ class Answer:
         round_number: 1-based.
         attempt: 1-based.
         stage: Counts the messages of one attempt; 0 where an attempt is claimed as a whole.
+        taken: How many rounds of the run were answered, this one included; the journal
+            counts it.
     """
 
     round_number: int
     attempt: int
     stage: int = 0
+    taken: int = field(default=1, compare=False)
 
     def __str__(self) -> str:
         return f"round {self.round_number}, attempt {self.attempt}, stage {self.stage}"
@@ -81,11 +85,12 @@ attempt 1, stage 0 and answers later ones only, asked for round 3, attempt 1, st
 
     path: Path
 
-    def claim(self, run_id: str, answer: Answer) -> None:
+    def claim(self, run_id: str, answer: Answer, spacing: Spacing | None = None) -> None:
         """Note `answer` durably; only then may it be given.
 
         Raises:
-            PeerProtocolError: It was claimed before, or a later one was, or it cannot be one.
+            PeerProtocolError: It was claimed before, or a later one was, or it cannot be one, or
+                `spacing` leaves no room for its round.
             ConfigurationError: The journal is damaged, full, or cannot be written: nothing
                 may be answered.
         """
@@ -94,7 +99,8 @@ attempt 1, stage 0 and answers later ones only, asked for round 3, attempt 1, st
             with self._locked():
                 answers = self._read()
                 self._refuse(run_id, answer, answers)
-                self._replace({**answers, run_id: answer})
+                counted = _count(answer, answers.get(run_id), spacing)
+                self._replace({**answers, run_id: counted})
         except OSError as error:
             msg = (
                 f"the journal {self.path} cannot be kept ({error.strerror}), so nothing may be "
@@ -193,7 +199,7 @@ def _open(path: Path, flags: int) -> Iterator[int]:
 
 def _format(answers: Mapping[str, Answer]) -> bytes:
     """Return three lines: the format, the hash of the third, and the answers as JSON."""
-    runs = {run: [a.round_number, a.attempt, a.stage] for run, a in answers.items()}
+    runs = {run: [a.round_number, a.attempt, a.stage, a.taken] for run, a in answers.items()}
     body = json.dumps(runs, separators=(",", ":"), sort_keys=True)
     return f"{_FORMAT}\n{_digest(body)}\n{body}\n".encode("ascii")
 
@@ -217,10 +223,20 @@ def _digest(body: str) -> str:
     return hashlib.sha256(body.encode("ascii")).hexdigest()
 
 
+def _count(answer: Answer, last: Answer | None, spacing: Spacing | None) -> Answer:
+    """Return `answer` with the number of rounds, if the noise of the run hides so many."""
+    if last is None:
+        return replace(answer, taken=1)
+    if spacing is not None:
+        spacing.check(answer.round_number, last=last.round_number, taken=last.taken)
+    return replace(answer, taken=last.taken + (answer.round_number != last.round_number))
+
+
 def _check(run_id: str, answer: Answer) -> None:
     """Refuse what no round plan has."""
-    numbers = (answer.round_number, answer.attempt, answer.stage)
-    if not all(type(number) is int and 0 <= number < _LIMIT for number in numbers):
+    numbers = (answer.round_number, answer.attempt, answer.stage, answer.taken)
+    whole = all(type(number) is int and 0 <= number < _LIMIT for number in numbers)
+    if not whole or answer.taken == 0:
         msg = f"round, attempt and stage must be whole numbers in 0..2^48, found {numbers}"
         raise PeerProtocolError(msg)
     if not 1 <= len(run_id.encode("utf-8", "surrogatepass")) <= MOST_ID_BYTES:

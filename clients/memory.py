@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 
+from clients.participation import spacing_of
 from fedcore.crypto import transcript_hash
 from fedcore.engine.nodes import isolated
 from fedcore.errors import LocalProtocolError, PeerProtocolError
@@ -39,9 +40,11 @@ class ProtocolMemory:
         """Note that `plan` is being answered, and drop whatever was left of older rounds.
 
         Raises:
-            PeerProtocolError: This attempt, or a later one, was begun before.
+            PeerProtocolError: This attempt, or a later one, was begun before; or the noise of
+                the run hides no participation in this round.
         """
         attempt = (plan.round_number, plan.attempt)
+        taken = 1
         if _ROUND in self._records.config_records:
             last = self._records.config_records[_ROUND]
             begun = (typed(last, "round", int), typed(last, "attempt", int))
@@ -51,10 +54,15 @@ class ProtocolMemory:
                     f"answered last, round {begun[0]}, attempt {begun[1]}"
                 )
                 raise PeerProtocolError(msg)
+            if typed(last, "run", str) == plan.run_id:
+                before, spacing = typed(last, "taken", int), spacing_of(plan)
+                if spacing is not None:
+                    spacing.check(attempt[0], last=begun[0], taken=before)
+                taken = before + (attempt[0] != begun[0])
         self._records.pop(_STATE, None)
         self._forget_answer()
         self._records[_ROUND] = ConfigRecord(
-            {"run": plan.run_id, "round": attempt[0], "attempt": attempt[1]}
+            {"run": plan.run_id, "round": attempt[0], "attempt": attempt[1], "taken": taken}
         )
 
     def put(self, plan: RoundPlan, state: bytes) -> None:

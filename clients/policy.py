@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from fedcore.errors import PeerProtocolError
 from fedcore.pipeline import Bonawitz, NoSecAgg, RoundPlan, SeedHelper
+from fedcore.privacy import Distributed, stated_noise
 from fedcore.secagg.parameters import GRINDING_BITS, SECURITY_BITS
 from fedcore.secagg.plan import MOST_CLIENTS
 
@@ -26,7 +27,8 @@ class DevicePolicy:
             their graph may fail more often than 2^-this: a coordinator may draw often.
         most_dropout: Plans that let a larger fraction disappear are refused.
         require_masks: Whether uploads in the clear are refused.
-        minimum_noise_multiplier: Less noise in the sum is refused; 0 demands none.
+        minimum_noise_multiplier: Less noise in the sum is refused; 0 demands none. Noise that
+            the coordinator adds does not count: it has seen the sum without.
         largest_clip: A larger bound on the norm of the update is refused, also where the
             bound adapts from round to round; None allows any.
         minimum_corrupt: Parameters that withstand a smaller colluding fraction are refused.
@@ -55,7 +57,8 @@ class DevicePolicy:
         """
         secagg = plan.run.secagg
         bits = secagg.bits(plan.clients) if isinstance(secagg, Bonawitz) else 0
-        noise = getattr(plan.run.privacy, "noise_multiplier", 0.0)
+        privacy = plan.run.privacy
+        noise = stated_noise(privacy) if isinstance(privacy, Distributed) else 0.0
         authority = getattr(secagg, "authority", None)
         for broken, rule in (
             (
@@ -83,7 +86,8 @@ class DevicePolicy:
             ),
             (
                 noise < self.minimum_noise_multiplier,
-                f"a noise multiplier of at least {self.minimum_noise_multiplier}, found {noise}",
+                f"a noise multiplier of at least {self.minimum_noise_multiplier}, found {noise} "
+                f"on the devices (privacy={privacy.kind})",
             ),
             (
                 self.largest_clip is not None and plan.norm > self.largest_clip,

@@ -27,6 +27,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from clients.identity import IdentitySource, identity_of
 from clients.journal import Answer, JournalSource, journal_of
 from clients.memory import ProtocolMemory
+from clients.participation import spacing_of
 from clients.policy import DevicePolicy
 from clients.requests import request_digest
 from fedcore.crypto import Entropy, SystemEntropy
@@ -265,7 +266,7 @@ class _Session:
         journal = self.device.journal(self.context)
         if journal is not None:
             answer = Answer(plan.round_number, plan.attempt, STAGES.index(due))
-            journal.claim(plan.run_id, answer)
+            journal.claim(plan.run_id, answer, spacing_of(plan))
 
     def _seal(
         self, bound: BoundRound, plan: HelperPlan, envelope: Envelope, upload: Upload

@@ -31,7 +31,7 @@ from fedcore.pipeline import NoSecAgg, SeedHelper
 from fedcore.release import load_or_create_key, release_model
 from fedcore.training import one_thread, set_arrays
 from strategies.helper_client import InProcessHelper
-from strategies.server_app import build_server_app, helper_entropy
+from strategies.server_app import build_server_app, coordinator_entropy, helper_entropy
 
 CALIBRATION_EXAMPLES = 256
 
@@ -89,7 +89,7 @@ def _write_configuration(folder: Path, cfg: DictConfig) -> None:
 
 
 def _run(experiment: Experiment, job: Job, preflight: Preflight, recorder: Recorder) -> None:
-    server = build_server_app(recorder, preflight)
+    server = build_server_app(recorder, preflight, entropy=coordinator_entropy(job.seed))
     client = build_client_app(
         DevicePolicy(
             most_dropout=job.dropout,

@@ -8,7 +8,8 @@ devices on every engine, whatever ids their nodes have there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -17,6 +18,7 @@ from fedcore.crypto import transcript_hash
 from fedcore.engine import Clock, WrappedGrid
 from fedcore.errors import ConfigurationError
 from strategies.exchange import POLL_SECONDS, exchange
+from strategies.matrix_run import MatrixRun
 
 PROFILE = "query.profile"
 """Type of the message that asks a node who it is."""
@@ -61,8 +63,17 @@ def discover(grid: Grid, *, nodes: int, seconds: float, clock: Clock) -> dict[in
     return labels
 
 
-def choose_cohort(labels: Iterable[str], size: int, *, seed: int, round_number: int) -> list[str]:
+def choose_cohort(
+    labels: Iterable[str],
+    size: int,
+    *,
+    seed: int,
+    round_number: int,
+    used: Callable[[str], int] = lambda _: 0,
+) -> list[str]:
     """Return `size` labels, uniformly chosen without replacement, by `seed` and round.
+
+    Labels that were `used` less come first; those used alike are chosen uniformly.
 
     Example:
         >>> choose_cohort(["a", "b", "c"], 2, seed=0, round_number=1) == choose_cohort(
@@ -72,7 +83,11 @@ def choose_cohort(labels: Iterable[str], size: int, *, seed: int, round_number: 
     """
     context = f"{seed}/{round_number}".encode()
     ranked = sorted(
-        labels, key=lambda label: transcript_hash("fedcore/v1/cohort", context, label.encode())
+        labels,
+        key=lambda label: (
+            used(label),
+            transcript_hash("fedcore/v1/cohort", context, label.encode()),
+        ),
     )
     return ranked[:size]
 
@@ -86,20 +101,39 @@ class CohortGrid(WrappedGrid):
         size: Of a cohort.
         seed: Of the choice.
         first_round: Number of the round that comes first.
+        spacing: Who may take part in which round, and how often each did; if None,
+            everybody may.
     """
 
     def __init__(
-        self, grid: Grid, labels: Mapping[int, str], size: int, seed: int, first_round: int = 1
+        self,
+        grid: Grid,
+        labels: Mapping[int, str],
+        size: int,
+        seed: int,
+        first_round: int = 1,
+        *,
+        spacing: MatrixRun | None = None,
     ) -> None:
         super().__init__(grid)
         self._nodes = {label: node_id for node_id, label in labels.items()}
         self._size = size
         self._seed = seed
         self._round = first_round
+        self._spacing = spacing
 
     def get_node_ids(self) -> list[int]:
-        """Return the nodes of the current cohort."""
-        cohort = choose_cohort(self._nodes, self._size, seed=self._seed, round_number=self._round)
+        """Return the nodes of the current cohort.
+
+        Raises:
+            BudgetExhaustedError: Too few may take part in this round.
+        """
+        choose = partial(choose_cohort, size=self._size, seed=self._seed, round_number=self._round)
+        if self._spacing is None:
+            cohort = choose(self._nodes)
+        else:
+            may = self._spacing.candidates(self._nodes, self._round, wanted=self._size)
+            cohort = choose(may, used=self._spacing.participations)
         return [self._nodes[label] for label in cohort]
 
     def send_and_receive(

@@ -23,12 +23,15 @@ import numpy.typing as npt
 from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
+from fedcore.crypto import SystemEntropy
 from fedcore.engine import Clock, SystemClock, WrappedGrid, to_arrays, to_record
 from fedcore.errors import ConfigurationError, RoundAbortedError
 from fedcore.pipeline import (
     AdaptiveClip,
     Bonawitz,
     BoundRound,
+    CoordinatorNoise,
+    FreshNoise,
     MeanUpdate,
     RoundPlan,
     RunPlan,
@@ -38,13 +41,14 @@ from fedcore.pipeline import (
     model_digest,
 )
 from fedcore.pipeline.envelope import IDENTIFY
-from fedcore.privacy import NoPrivacy, PrivacyLedger, stated_noise
+from fedcore.privacy import MatrixGaussian, NoPrivacy, PrivacyLedger, Release, stated_noise
 from fedcore.secagg import roster_digest
 from fedcore.telemetry import RoundReport, Traffic
 from fedcore.vectors import Layout
 from strategies.exchange import RETRY_AT_ONCE
 from strategies.helper_client import Helper
 from strategies.linear import calling_strategy, refuse_nonlinear
+from strategies.matrix_run import MatrixRun
 from strategies.seats import Registry, Seats
 from strategies.secure_round import Invited, SecureRound
 
@@ -82,6 +86,9 @@ class SecureGrid(WrappedGrid):
             asked the same again, for each time that it is; never beyond the stage's deadline.
         clip_norm: Where an adaptive clip goes on, as an earlier run reported it; None
             starts from its initial norm.
+        noise: What the coordinator adds to a sum if the plan wants that; by default drawn
+            from the operating system's entropy. A run with correlated noise that must
+            outlive this process passes a `MatrixRun` with a file.
 
     Attributes:
         plan: As given.
@@ -107,6 +114,7 @@ class SecureGrid(WrappedGrid):
         unix_time: Callable[[], float] = time.time,
         retry_after: Sequence[float] = RETRY_AT_ONCE,
         clip_norm: float | None = None,
+        noise: CoordinatorNoise | None = None,
     ) -> None:
         super().__init__(grid)
         self.plan = plan or RunPlan()
@@ -120,11 +128,18 @@ class SecureGrid(WrappedGrid):
         self._helper = helper
         self._unix_time = unix_time
         self._retry_after = tuple(retry_after)
-        self._round = len(self.ledger.releases)
         self._registry = None
         if isinstance(self.plan.secagg, Bonawitz) and self.plan.secagg.authority is not None:
             authority = bytes.fromhex(self.plan.secagg.authority)
             self._registry = Registry(grid, self._clock, authority, unix_time)
+        self._noise = noise or _noise_of(self.plan)
+        if isinstance(self.plan.privacy, MatrixGaussian) != isinstance(self._noise, MatrixRun):
+            msg = "privacy=matrix_gaussian, and nothing else, takes its noise from a MatrixRun"
+            raise ConfigurationError(msg)
+        self._round = max((release.round_number for release in self.ledger.releases), default=0)
+        if isinstance(self._noise, MatrixRun):
+            self._noise.check(self.plan.privacy, self.ledger)
+            self._round = max(self._round, self._noise.tape.last)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Pass messages on, except for training.
@@ -197,7 +212,7 @@ class SecureGrid(WrappedGrid):
         for number in range(1, plan.attempts + 1):
             # Refuses a plan that does not fit, and a sum that is too expensive, before any work.
             bound = bind_round(replace(first, attempt=number))
-            self.ledger.record(bound.release(len(asked)))
+            self.ledger.record(self._release(bound, len(asked)))
             attempt = self._try(bound, asked, content, batch[0].metadata.message_type)
             traffic += attempt.traffic
             if attempt.mean is not None:
@@ -227,6 +242,8 @@ class SecureGrid(WrappedGrid):
             bound = _bound_to(seats, bound)
         except RoundAbortedError as error:
             return _Attempt(bound, None, seats.traffic, lost, str(error))
+        if isinstance(self._noise, MatrixRun):
+            self._noise.invite((client.label for client in seats.clients), self._round)
         current = SecureRound(
             self._grid,
             self._clock,
@@ -237,8 +254,9 @@ class SecureGrid(WrappedGrid):
             self._weight_key,
             seats.identity_keys,
             self._helper,
-            self._unix_time,
-            self._retry_after,
+            unix_time=self._unix_time,
+            retry_after=self._retry_after,
+            noise=self._noise,
         )
         mean, aborted = None, ""
         try:
@@ -246,7 +264,7 @@ class SecureGrid(WrappedGrid):
         except RoundAbortedError as error:
             aborted = str(error)
         if current.revealed:
-            self.ledger = self.ledger.record(bound.release(current.revealed))
+            self.ledger = self.ledger.record(self._release(bound, current.revealed))
         if self._registry is not None:
             self._registry.forget(
                 client.node_id
@@ -254,6 +272,13 @@ class SecureGrid(WrappedGrid):
                 if index not in current.joined
             )
         return _Attempt(bound, mean, seats.traffic + current.traffic, lost | current.lost, aborted)
+
+    def _release(self, bound: BoundRound, survivors: int) -> Release:
+        """Return what a sum over `survivors` costs, as a part of the noise's stream."""
+        release = bound.release(survivors)
+        if not isinstance(self._noise, MatrixRun):
+            return release
+        return replace(release, stream=self._noise.tape.stream)
 
     def _asked(self, batch: list[Message]) -> tuple[Invited, ...]:
         """Return the addressed nodes in the order of their labels."""
@@ -329,6 +354,13 @@ def _bound_to(seats: Seats, bound: BoundRound) -> BoundRound:
         raise RoundAbortedError(
             stage="identifying", needed=plan.clients, found=found, reason=str(error)
         ) from error
+
+
+def _noise_of(plan: RunPlan) -> CoordinatorNoise:
+    """Return the noise of a real coordinator whose run ends with its process."""
+    if isinstance(plan.privacy, MatrixGaussian):
+        return MatrixRun.start(plan.privacy, SystemEntropy())
+    return FreshNoise(SystemEntropy())
 
 
 def empty_ledger(plan: RunPlan) -> PrivacyLedger:

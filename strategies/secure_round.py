@@ -31,6 +31,7 @@ from fedcore.pipeline import (
     VECTOR,
     VECTOR_TYPE,
     BoundRound,
+    CoordinatorNoise,
     Envelope,
     MeanUpdate,
     agreed_names,
@@ -94,6 +95,7 @@ class SecureRound:
         weight_key: Name of the metric that weighs the mean.
         identity_keys: Of the clients, in the same order; empty if they do not sign.
         helper: The second party, if the plan wants one.
+        noise: What the coordinator adds to the sum, if the plan wants that.
         unix_time: For the expiry of certificates.
         retry_after: Seconds before a client is asked again, see `strategies.exchange`.
         traffic: Bytes so far.
@@ -112,6 +114,7 @@ class SecureRound:
     weight_key: str
     identity_keys: tuple[bytes, ...] = ()
     helper: Helper | None = None
+    noise: CoordinatorNoise | None = None
     unix_time: Callable[[], float] = time.time
     retry_after: Sequence[float] = RETRY_AT_ONCE
     traffic: Traffic = field(default_factory=Traffic)
@@ -133,7 +136,8 @@ class SecureRound:
         else:
             total, survivors = self._add_in_the_clear()
         self.revealed = len(survivors)
-        return decode_sum(self.bound, total, len(survivors), self._names_of(survivors))
+        names = self._names_of(survivors)
+        return decode_sum(self.bound, total, len(survivors), names, self.noise)
 
     def _add_under_masks(self, plan: Plan) -> tuple[RingVector, frozenset[int]]:
         joining, invitations = invite(plan, self.identity_keys)

@@ -10,26 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
-from fedcore.crypto import Entropy, ReplayedEntropy
+from fedcore.crypto import Entropy, ReplayedEntropy, SystemEntropy
 from fedcore.engine import DroppingGrid, DropScript, SystemClock, to_arrays, to_record
 from fedcore.errors import BudgetExhaustedError, FedcoreError
 from fedcore.job import Job, Preflight, RemoteHelper, check, of_examples
 from fedcore.job.levels import NOISE_KEY
 from fedcore.models import build
-from fedcore.pipeline import RECORD, Envelope, SeedHelper
-from fedcore.privacy import PrivacyLedger
+from fedcore.pipeline import RECORD, CoordinatorNoise, Envelope, FreshNoise, SeedHelper
+from fedcore.privacy import MatrixGaussian, PrivacyLedger
 from fedcore.telemetry import RoundReport
 from fedcore.training import Evaluation, ExampleLevelPrivacy, evaluate, get_arrays, set_arrays
 from strategies.cohort import CohortGrid, discover
 from strategies.exchange import RETRY_AT_ONCE, RETRY_WITH_PATIENCE
 from strategies.factory import build_strategy
 from strategies.helper_client import Helper, HelperAddress, HelperClient, InProcessHelper
+from strategies.matrix_run import MatrixRun
 from strategies.plain_grid import PlainGrid
 from strategies.secure_grid import NO_DELTA, SecureGrid
 
@@ -82,6 +84,8 @@ def build_server_app(
     preflight: Preflight | None = None,
     *,
     retry_after: Sequence[float] = RETRY_AT_ONCE,
+    entropy: Entropy | None = None,
+    noise_file: Path | None = None,
 ) -> ServerApp:
     """Return the ServerApp.
 
@@ -89,6 +93,10 @@ def build_server_app(
         observer: Told about every round; nobody if None.
         preflight: Of the same job, if the caller has it already.
         retry_after: As in `SecureGrid`.
+        entropy: Of the noise that the coordinator adds; the operating system's if None. For
+            simulations that must be repeatable.
+        noise_file: Where the secret of correlated noise is kept; by default the file that the
+            run configuration names as `noise-file`, and if it names none, only in memory.
     """
     app = ServerApp()
 
@@ -99,11 +107,14 @@ def build_server_app(
             if context.run_config.get("job")
             else Job()
         )
-        if preflight is not None:
-            _Run(grid, job, preflight, observer, retry_after).start()
-        else:
-            checked = check(job)
-            _Run(grid, checked.job, checked, observer, retry_after).start()
+        checked = preflight or check(job)
+        named = context.run_config.get("noise-file")
+        file = noise_file or (Path(named) if isinstance(named, str) and named else None)
+        source = entropy or SystemEntropy()
+        run = _Run(
+            grid, checked.job, checked, observer, retry_after, entropy=source, noise_file=file
+        )
+        run.start()
 
     return app
 
@@ -118,9 +129,14 @@ class _Run:
         preflight: Preflight,
         observer: Observer | None,
         retry_after: Sequence[float],
+        *,
+        entropy: Entropy,
+        noise_file: Path | None,
     ) -> None:
         self._job = job
         self._retry_after = retry_after
+        self._entropy = entropy
+        self._noise_file = noise_file
         self._preflight = preflight
         self._observer = observer
         self._clock = SystemClock()
@@ -160,7 +176,7 @@ class _Run:
                 self._observer.stopped(str(error))
 
     def _wrap(self, grid: Grid) -> tuple[Grid, SecureGrid | None]:
-        job, plan = self._job, self._job.plan
+        job, plan, noise = self._job, self._job.plan, self._noise()
         if isinstance(job.faults, DropScript):
             grid = DroppingGrid(grid, job.faults, describe_by(self._labels))
         secure = None
@@ -178,8 +194,17 @@ class _Run:
                 labels=self._labels,
                 helper=helper,
                 retry_after=self._retry_after,
+                noise=noise,
             )
-        return CohortGrid(grid, self._labels, job.clients_per_round, job.seed), secure
+        run = noise if isinstance(noise, MatrixRun) else None
+        cohorts = CohortGrid(grid, self._labels, job.clients_per_round, job.seed, spacing=run)
+        return cohorts, secure
+
+    def _noise(self) -> CoordinatorNoise:
+        """Return what the coordinator adds to sums, if the job wants that."""
+        if isinstance(self._job.privacy, MatrixGaussian):
+            return MatrixRun.start(self._job.privacy, self._entropy, self._noise_file)
+        return FreshNoise(self._entropy)
 
     def _keep(self, report: RoundReport) -> None:
         self._report = report
@@ -263,6 +288,11 @@ def connect_helper(job: Job) -> tuple[Helper, str]:
         helper_entropy(job.seed), authority=None if authority is None else bytes.fromhex(authority)
     )
     return local, local.public_key.hex()
+
+
+def coordinator_entropy(seed: int) -> Entropy:
+    """Return what a simulation's coordinator draws its noise from."""
+    return ReplayedEntropy(str(seed).encode()).child("coordinator")
 
 
 def helper_entropy(seed: int) -> Entropy:

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 from fedcore.errors import ConfigurationError
 from fedcore.job.levels import BothLevels, of_devices, of_examples
 from fedcore.pipeline import Bonawitz, BoundRound, bind_first, projected_epsilon, resolve
-from fedcore.privacy import NoPrivacy, PrivacyLedger, Release, least_noise, stated_noise
+from fedcore.privacy import (
+    MatrixGaussian,
+    NoPrivacy,
+    PrivacyLedger,
+    Release,
+    least_noise,
+    stated_noise,
+)
 from fedcore.privacy.releases import Unit
 from fedcore.privacy.target import rounded_up
 from fedcore.training import ExampleLevelPrivacy
@@ -85,6 +92,8 @@ def assess(job: Job, *, parameters: int, fewest_examples: int) -> Assessment:
     plan = resolved.plan
     if plan is not None and isinstance(plan.secagg, Bonawitz):
         plan.secagg.check_margin(resolved.clients_per_round)
+    if plan is not None and isinstance(plan.privacy, MatrixGaussian):
+        _check_fleet(resolved, plan.privacy)
     bound = (
         None
         if plan is None
@@ -104,6 +113,24 @@ def assess(job: Job, *, parameters: int, fewest_examples: int) -> Assessment:
         example=example,
         warnings=_warnings(resolved, fewest_examples),
     )
+
+
+def _check_fleet(job: Job, privacy: MatrixGaussian) -> None:
+    """Refuse a fleet too small for cohorts that keep their distance.
+
+    Raises:
+        ConfigurationError: Some round would find too few devices that may take part.
+    """
+    crowded = job.clients_per_round * min(job.rounds, privacy.min_separation)
+    needed = max(crowded, -(-job.clients_per_round * job.rounds // privacy.participations))
+    if job.clients < needed:
+        msg = (
+            f"{job.rounds} rounds of {job.clients_per_round} devices, each at most "
+            f"{privacy.participations} times and at least {privacy.min_separation} rounds apart, "
+            f"need clients={needed} at least, got {job.clients}: lower clients_per_round, rounds "
+            "or privacy.min_separation, or raise privacy.participations"
+        )
+        raise ConfigurationError(msg)
 
 
 def example_release(

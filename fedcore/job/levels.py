@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 from pydantic import Discriminator
 
 from fedcore.pipeline.plan import SumPrivacy
-from fedcore.privacy import DistributedGaussian, DistributedSkellam, NoPrivacy
+from fedcore.privacy import Central, Distributed, NoPrivacy
 from fedcore.training import ExampleLevelPrivacy
 
 NOISE_KEY: Final = "noise-multiplier"
@@ -34,7 +34,7 @@ class BothLevels:
     """
 
     kind: Literal["both_levels"] = "both_levels"
-    device: Annotated[DistributedGaussian | DistributedSkellam, _BY_KIND]
+    device: Annotated[Distributed | Central, _BY_KIND]
     example: ExampleLevelPrivacy
 
 

@@ -1,8 +1,10 @@
 """One round: what a device uploads, and what the coordinator makes of the sum."""
 
 from fedcore.pipeline.bound import BoundRound, bind_round
+from fedcore.pipeline.central import CoordinatorNoise, FreshNoise
 from fedcore.pipeline.clipping import AdaptiveClip, Layer, PerLayerClip, first_norm, layers_of
 from fedcore.pipeline.collect import MeanUpdate, agreed_names, decode_sum
+from fedcore.pipeline.correlated import NoiseTape
 from fedcore.pipeline.envelope import BOX, RECORD, VECTOR, VECTOR_TYPE, Envelope, typed
 from fedcore.pipeline.model import model_digest
 from fedcore.pipeline.plan import (
@@ -27,12 +29,15 @@ __all__ = [
     "Bonawitz",
     "BoundRound",
     "ByExamples",
+    "CoordinatorNoise",
     "Envelope",
+    "FreshNoise",
     "Layer",
     "LocalUpdate",
     "MeanUpdate",
     "Modular",
     "NoSecAgg",
+    "NoiseTape",
     "PerLayerClip",
     "RoundPlan",
     "RunPlan",

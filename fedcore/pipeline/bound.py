@@ -23,6 +23,8 @@ from fedcore.pipeline.clip_stage import ClipStage, clip_stage
 from fedcore.pipeline.plan import Bonawitz, Modular, RoundPlan, SeedHelper
 from fedcore.privacy import (
     Calibration,
+    Distributed,
+    MatrixGaussian,
     NoPrivacy,
     Release,
     calibrate,
@@ -30,11 +32,14 @@ from fedcore.privacy import (
     stated_noise,
 )
 from fedcore.privacy.calibration import MAX_INFLATION
+from fedcore.privacy.samplers import MAX_SIGMA
 from fedcore.ring import Ring
 from fedcore.secagg import Plan, Threat, make_plan
 from fedcore.secagg.plan import NOBODY
 from fedcore.secagg.seed_helper import HelperPlan
 
+_NO_TABLE = 2.0**52
+"""Correlated noise is drawn without a table: it may be as wide as whole floats go."""
 FIXED_SLOTS = 2
 """The tally's own numbers: the weight, and how many updates were clipped."""
 
@@ -156,17 +161,22 @@ def _calibrate(plan: RoundPlan, flat: Domain, minimum: int) -> Calibration | Non
     if not isinstance(run.quantize, Modular) or not isinstance(flat, Reals):
         return None
     privacy = run.privacy
+    noise = stated_noise(privacy)
+    if isinstance(privacy, MatrixGaussian):
+        noise = privacy.released_multiplier
     return calibrate(
         clip=flat.norm,
         dim=flat.dim,
         peak=flat.peak,
         clients=plan.clients,
         minimum_survivors=minimum,
-        noise_multiplier=stated_noise(privacy),
+        noise_multiplier=noise,
         ring_bits=run.quantize.bits,
         tails=run.quantize.tails,
         colluders=colluding(privacy, plan.clients),
         max_inflation=MAX_INFLATION if isinstance(privacy, NoPrivacy) else privacy.max_inflation,
+        central=run.central,
+        largest_sigma=_NO_TABLE if isinstance(privacy, MatrixGaussian) else MAX_SIGMA,
     )
 
 
@@ -177,9 +187,11 @@ def _quantize(plan: RoundPlan, flat: Bound, calibration: Calibration | None) -> 
     if calibration is None:
         msg = f"quantize=modular takes real vectors, got {flat.target}"
         raise ConfigurationError(msg)
-    discretize = Discretize(calibration.scale, calibration.rounded_norm, calibration.signal_spread)
+    # The coordinator's noise is added in the ring, to the sum: it takes room there.
+    spread = calibration.spread if run.central else calibration.signal_spread
+    discretize = Discretize(calibration.scale, calibration.rounded_norm, spread)
     integers = flat.then(discretize.bind(flat.target))
-    if isinstance(run.privacy, NoPrivacy):
+    if not isinstance(run.privacy, Distributed):
         return integers
     noise = run.privacy.noise(calibration.sigma_local, plan.clients)
     return integers.then(noise.bind(integers.target))

@@ -10,6 +10,7 @@ import numpy as np
 from fedcore.codec import TellingClip
 from fedcore.errors import RoundAbortedError
 from fedcore.pipeline.bound import FIXED_SLOTS, BoundRound
+from fedcore.pipeline.central import CoordinatorNoise, add_noise
 from fedcore.pipeline.plan import ByExamples
 from fedcore.pipeline.upload import FRACTION_BITS
 from fedcore.vectors import RealVector, RingVector
@@ -42,6 +43,7 @@ def decode_sum(
     total: RingVector,
     survivors: int,
     metric_names: Collection[tuple[str, ...]],
+    noise: CoordinatorNoise | None = None,
 ) -> MeanUpdate:
     """Return the mean that a sum over `survivors` clients stands for.
 
@@ -51,9 +53,11 @@ def decode_sum(
         survivors: How many clients are in it.
         metric_names: What each client said its metrics are; all the same, or the
             metrics are meaningless and the round is aborted.
+        noise: Of the coordinator; needed if the plan says that it adds the noise.
 
     Raises:
         RoundAbortedError: Clients reported different metrics, or nobody had examples.
+        LocalProtocolError: The plan wants the coordinator's noise, but there is none.
     """
     names = agreed_names(metric_names)
     sums = bound.tally.decode(total[bound.update_dim :])
@@ -62,7 +66,10 @@ def decode_sum(
         raise RoundAbortedError(stage="decoding", needed=1, found=0, reason="no examples at all")
     weighting = bound.plan.run.weighting
     unit = weighting.max_examples if isinstance(weighting, ByExamples) else 1
-    sent = bound.sent.decode(total[: bound.update_dim])
+    update = total[: bound.update_dim]
+    if bound.plan.run.central:
+        update = add_noise(bound, update, noise)
+    sent = bound.sent.decode(update)
     delta = bound.kept.decode(sent) * (unit / weight)
     unclipped = 1 - sums[1] / survivors if sums else None
     if isinstance(bound.clip, TellingClip):

@@ -5,9 +5,12 @@ A `RunPlan` chooses which stage and how much; the order of the stages is code:
     feedback, sparsify, clip, rotate, quantize, noise, embed, mask
 
 Noise comes after the clip that bounds its sensitivity, the ring after the noise, the
-mask last. A `RoundPlan` is a run plan for one round and cohort. Devices receive it as
-canonical JSON, check it against their own minimums, and derive from its digest every
-key of the round: devices that were told different things share no key.
+mask last. Central noise is the coordinator's: it is added to the revealed sum, in the
+ring, before anything is decoded (`fedcore.pipeline.central`).
+
+A `RoundPlan` is a run plan for one round and cohort. Devices receive it as canonical
+JSON, check it against their own minimums, and derive from its digest every key of the
+round: devices that were told different things share no key.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from fedcore.codec import Clip, Dense, Hadamard, NoRotation, Quantize, RandomK
 from fedcore.crypto import transcript_hash
 from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.pipeline.clipping import AdaptiveClip, ClipChoice, Layer, check_state
-from fedcore.privacy import DistributedGaussian, DistributedSkellam, NoPrivacy, stated_noise
+from fedcore.privacy import Central, Distributed, MatrixGaussian, NoPrivacy, stated_noise
 from fedcore.secagg.parameters import COMPLETE_UP_TO, GRINDING_BITS, SECURITY_BITS
 
 if TYPE_CHECKING:
@@ -178,7 +181,7 @@ Sparsify: TypeAlias = Dense | RandomK
 Rotate: TypeAlias = NoRotation | Hadamard
 Quantizer: TypeAlias = Quantize | Modular
 Weighting: TypeAlias = ByExamples | Uniform
-SumPrivacy: TypeAlias = NoPrivacy | DistributedGaussian | DistributedSkellam
+SumPrivacy: TypeAlias = NoPrivacy | Distributed | Central
 SecAgg: TypeAlias = Bonawitz | SeedHelper | NoSecAgg
 
 
@@ -249,6 +252,11 @@ class RunPlan:
         """Whether noise is added to the sum."""
         return not isinstance(self.privacy, NoPrivacy)
 
+    @property
+    def central(self) -> bool:
+        """Whether that noise is the coordinator's to add."""
+        return isinstance(self.privacy, Central)
+
     def minimum_survivors(self, clients: int) -> int:
         """Return below how many survivors a round with `clients` is aborted."""
         return max(1, ceil((1 - self.dropout) * clients - 1e-9))
@@ -277,6 +285,13 @@ class RunPlan:
                 "error_feedback adds what the clip cut off to the next update, so the norms that "
                 "clip=adaptive measures would follow from the clip itself: choose "
                 "error_feedback=false, or clip=norm"
+            )
+            raise ConfigurationError(msg)
+        if isinstance(self.privacy, MatrixGaussian) and not isinstance(self.sparsify, Dense):
+            msg = (
+                "privacy=matrix_gaussian cancels noise from round to round in every coordinate, "
+                "and supports that change with the round would keep most of it: choose "
+                f"sparsify=dense or privacy=central_gaussian, got sparsify={self.sparsify.kind}"
             )
             raise ConfigurationError(msg)
         if self.error_feedback and isinstance(self.sparsify, RandomK) and self.sparsify.unbiased:

@@ -8,8 +8,12 @@ from fedcore.privacy.accounting import (
 )
 from fedcore.privacy.calibration import Calibration, calibrate
 from fedcore.privacy.ledger import PrivacyLedger
+from fedcore.privacy.matrix import CorrelatedNoise, MatrixGaussian, stream_name
 from fedcore.privacy.mechanisms import (
+    Central,
+    CentralGaussian,
     DiscreteGaussianNoise,
+    Distributed,
     DistributedGaussian,
     DistributedSkellam,
     Mechanism,
@@ -29,11 +33,16 @@ from fedcore.privacy.target import Found, least_noise
 
 __all__ = [
     "Calibration",
+    "Central",
+    "CentralGaussian",
+    "CorrelatedNoise",
     "DiscreteGaussianNoise",
+    "Distributed",
     "DistributedGaussian",
     "DistributedSkellam",
     "Found",
     "IntegerTable",
+    "MatrixGaussian",
     "Mechanism",
     "NoPrivacy",
     "PrivacyLedger",
@@ -50,5 +59,6 @@ __all__ = [
     "sampling_delta",
     "skellam_table",
     "stated_noise",
+    "stream_name",
     "zcdp_epsilon",
 ]

@@ -14,12 +14,17 @@ The noise is measured against D, not against u.
 
 *Dropout.* Only h = minimum_survivors - colluders shares of noise are certain to
 be in the sum and unknown to the adversary, so each has variance z^2 D^2 / h,
-where z is the noise multiplier. With every further survivor there is more.
+where z is the noise multiplier. With every further survivor there is more. Noise that
+the coordinator adds to the sum is there whoever survives: one draw of variance z^2 D^2.
 
 *Headroom.* The standard deviation of a coordinate of the sum, times 2 k (k
 standard deviations to either side), fits the ring [KLS21, section 4.2]:
 
-    4 k^2 ( peak^2 u^2 n^2 + n/4 + n z^2 D^2 / h ) <= 4^b.
+    4 k^2 ( peak^2 u^2 n^2 + n/4 + n z^2 D^2 / h ) <= 4^b,
+
+with z^2 D^2 for the last term if the noise is the coordinator's. It needs the room as
+well: only a sum that is reduced modulo 2^b *after* the noise is private, since one
+device can make a sum without noise wrap around, which moves it by 2^b.
 
 The largest u that satisfies it is best: D/u, the inflation of the noise by
 rounding, falls towards 1 as u grows. It is about sqrt(1 + d k^2 z^2 / 4^b).
@@ -59,8 +64,10 @@ class Calibration:
         beta: Probability that one attempt at rounding exceeds `rounded_norm`, at most.
         scale: Integer units per real unit.
         rounded_norm: Bound on the l2 norm after rounding, in integer units: the sensitivity.
-        sigma_local: Standard deviation of one client's noise, in integer units.
+        sigma_local: Standard deviation of one draw of noise, in integer units: a client's
+            share, or all of it if the coordinator adds it.
         signal_spread: Standard deviation of an entry of the sum before noise, in integer units.
+        central: Whether the coordinator adds the noise.
     """
 
     clip: float
@@ -75,11 +82,13 @@ class Calibration:
     rounded_norm: float
     sigma_local: float
     signal_spread: float
+    central: bool = False
 
     @property
     def spread(self) -> float:
         """Standard deviation of an entry of the sum, signal and noise, in integer units."""
-        return hypot(self.signal_spread, sqrt(self.clients) * self.sigma_local)
+        draws = 1 if self.central else self.clients
+        return hypot(self.signal_spread, sqrt(draws) * self.sigma_local)
 
     @property
     def inflation(self) -> float:
@@ -88,6 +97,8 @@ class Calibration:
 
     def central_sigma(self, survivors: int) -> float:
         """Return the noise that `survivors` leave to the adversary, in integer units."""
+        if self.central:
+            return self.sigma_local
         return self.sigma_local * sqrt(max(0, survivors - self.colluders))
 
     def noise_multiplier_at(self, survivors: int) -> float:
@@ -112,6 +123,8 @@ def calibrate(
     beta: float = exp(-0.5),
     colluders: int = 0,
     max_inflation: float = MAX_INFLATION,
+    central: bool = False,
+    largest_sigma: float = MAX_SIGMA,
 ) -> Calibration:
     """Return the finest scale that fits the ring, and the noise that goes with it.
 
@@ -129,6 +142,8 @@ def calibrate(
         beta: Probability that one attempt at rounding is rejected, at most.
         colluders: Survivors whose noise is not counted.
         max_inflation: Refuse a ring in which rounding costs more noise than this factor.
+        central: Whether the coordinator adds the noise, instead of each client a share.
+        largest_sigma: Of one draw, in integer units: where the sampler ends.
 
     Raises:
         ConfigurationError: An argument is out of range, or signal and noise do not fit;
@@ -174,10 +189,12 @@ def calibrate(
         retry=sqrt(2 * log(1 / beta)),
         signal=(peak * clients) ** 2,
         rounding=clients / 4,
-        share=noise_multiplier**2 / (minimum_survivors - colluders),
+        share=noise_multiplier**2 / (1 if central else minimum_survivors - colluders),
+        draws=1 if central else clients,
         clients=clients,
         tails=tails,
         max_inflation=max_inflation,
+        largest_sigma=largest_sigma,
     )
     scaled_clip = trade.scaled_clip(ring_bits)
     if not trade.accepts(scaled_clip):
@@ -196,6 +213,7 @@ def calibrate(
         rounded_norm=norm,
         sigma_local=norm * sqrt(trade.share),
         signal_spread=sqrt(trade.signal * scaled_clip**2 + trade.rounding),
+        central=central,
     )
 
 
@@ -208,9 +226,11 @@ class _Trade:
     signal: float
     rounding: float
     share: float
+    draws: int
     clients: int
     tails: float
     max_inflation: float
+    largest_sigma: float
 
     def slopes(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """Return (p, q) with D^2 = u^2 + p u + q, for either bound on the rounded norm."""
@@ -224,16 +244,16 @@ class _Trade:
     def scaled_clip(self, bits: int) -> float:
         """Return the largest u that fits the ring and the sampler, or 0."""
         room = 4.0**bits / (4 * self.tails**2) - self.rounding
-        noise = self.clients * self.share
+        noise = self.draws * self.share
         fits = max(
             _positive_root(self.signal + noise, noise * p, noise * q - room)
             for p, q in self.slopes()
         )
         if self.share == 0:
             return min(fits, _MAX_SCALED_CLIP)
-        # The finest tables end at MAX_SIGMA; inflation is negligible long before. A little less,
+        # The finest tables have an end; inflation is negligible long before. A little less,
         # or the roots below round to a sigma that is one bit too wide.
-        widest = MAX_SIGMA**2 * (1 - 1e-12) / self.share
+        widest = self.largest_sigma**2 * (1 - 1e-12) / self.share
         drawable = max(_positive_root(1, p, q - widest) for p, q in self.slopes())
         return min(fits, drawable)
 

@@ -83,7 +83,7 @@ class PrivacyLedger:
             BudgetExhaustedError: The release would exceed the budget; do not publish it.
             ConfigurationError: The release counts another unit than this ledger.
         """
-        composed = self._spent + release.curve
+        composed = self._with(release)
         if self.epsilon_budget is not None:
             after = accounting.epsilon(composed, self.delta)
             if after > self.epsilon_budget:
@@ -103,6 +103,9 @@ class PrivacyLedger:
         """
         if rounds == 0:
             return self.epsilon
+        if release.correlated:
+            last = replace(release, round_number=release.round_number + rounds - 1)
+            return accounting.epsilon(self._with(last), self.delta)
         return accounting.epsilon(self._spent + rounds * release.curve, self.delta)
 
     def to_json(self) -> str:
@@ -147,6 +150,12 @@ class PrivacyLedger:
             epsilon_budget=None if budget is None else _number("ledger.epsilon_budget", budget),
             releases=tuple(_parse_release(entry) for entry in releases),
         )
+
+    def _with(self, release: Release) -> Curve:
+        """Return what all releases and `release` cost together."""
+        if release.correlated:  # shares its cost with earlier releases of its stream
+            return compose((*self.releases, release))
+        return self._spent + release.curve
 
     @property
     def _spent(self) -> Curve:

@@ -12,6 +12,10 @@ rounding after the noise, and the sum modulo 2^b is exact:
 * *Skellam* [AKL21]: the sum of shares is a Skellam variable again, for any
   sigma; the price over the Gaussian is a term of order 1/variance.
 
+The *central* Gaussian is one discrete Gaussian that the coordinator adds to the
+revealed sum before anybody else sees it: tau is 0, and no survivor's share can be
+missing, but the coordinator itself has seen the exact sum.
+
 [CKS20] https://arxiv.org/abs/2004.00010
 [KLS21] https://arxiv.org/abs/2102.06387
 [AKL21] https://arxiv.org/abs/2110.04995
@@ -21,14 +25,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import ceil, hypot, inf, sqrt
+from math import ceil, hypot, sqrt
 from typing import Literal, TypeAlias
 
 from fedcore.codec import Bound, Domain, Integers
 from fedcore.errors import ConfigurationError
 from fedcore.privacy.accounting import SMALLEST_SHARE
 from fedcore.privacy.calibration import MAX_INFLATION
-from fedcore.privacy.rules import check
+from fedcore.privacy.matrix import MatrixGaussian
+from fedcore.privacy.rules import check, given, noise_rules
 from fedcore.privacy.samplers import (
     MAX_SIGMA,
     SEED_BYTES,
@@ -108,7 +113,38 @@ class DistributedSkellam:
         return SkellamNoise(sigma_local**2, clients)
 
 
-Mechanism: TypeAlias = NoPrivacy | DistributedGaussian | DistributedSkellam
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CentralGaussian:
+    """One discrete Gaussian, added to the sum by the coordinator before it is published.
+
+    It protects from whoever reads the models; the coordinator sees the exact sum.
+
+    Attributes:
+        noise_multiplier: Standard deviation of the noise in the sum over the sensitivity;
+            None to have it found for `epsilon`.
+        epsilon: What all rounds together may cost; None if the noise is given.
+        delta: Of the (epsilon, delta) that the ledger reports; below 1 / devices.
+        epsilon_budget: Nothing is released beyond it; None for no limit other than `epsilon`.
+        max_inflation: A ring in which rounding costs more than this factor of noise is refused.
+    """
+
+    kind: Literal["central_gaussian"] = "central_gaussian"
+    noise_multiplier: float | None = None
+    epsilon: float | None = None
+    delta: float
+    epsilon_budget: float | None = None
+    max_inflation: float = MAX_INFLATION
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_mechanism(self)
+
+
+Distributed: TypeAlias = DistributedGaussian | DistributedSkellam
+"""Devices add the noise: it protects from the coordinator too."""
+Central: TypeAlias = CentralGaussian | MatrixGaussian
+"""The coordinator adds the noise: it protects from readers of the models only."""
+Mechanism: TypeAlias = NoPrivacy | Distributed | Central
 
 
 def stated_noise(mechanism: Mechanism) -> float:
@@ -119,19 +155,12 @@ def stated_noise(mechanism: Mechanism) -> float:
     """
     if isinstance(mechanism, NoPrivacy):
         return 0.0
-    if mechanism.noise_multiplier is None:
-        msg = (
-            f"privacy.epsilon={mechanism.epsilon:g} is for all rounds together, and a round does "
-            "not know how many there are: find the noise first, with fedcore.pipeline.resolve"
-            "(plan, rounds=..., clients=..., dim=...)"
-        )
-        raise ConfigurationError(msg)
-    return mechanism.noise_multiplier
+    return given(mechanism.noise_multiplier, mechanism.epsilon)
 
 
 def colluding(mechanism: Mechanism, clients: int) -> int:
     """Return how many of `clients` shares of noise are not counted, rounded up."""
-    if isinstance(mechanism, NoPrivacy):
+    if not isinstance(mechanism, Distributed):
         return 0
     # 0.1 * 30 is a little above 3 in floating point, and means 3.
     return ceil(mechanism.colluders * clients - 1e-9)
@@ -220,51 +249,21 @@ def _check_clients(clients: int) -> None:
         raise ConfigurationError(msg)
 
 
-def _check_mechanism(mechanism: DistributedGaussian | DistributedSkellam) -> None:
-    noise, target = mechanism.noise_multiplier, mechanism.epsilon
-    delta, budget = mechanism.delta, mechanism.epsilon_budget
+def _check_mechanism(mechanism: Distributed | CentralGaussian) -> None:
+    colluders = mechanism.colluders if isinstance(mechanism, Distributed) else 0.0
     check(
-        (
-            noise is None or 0 < noise < inf,
-            (
-                f"privacy.noise_multiplier must be in (0, inf), got {noise}: "
-                "choose privacy=none for no noise"
-            ),
-        ),
-        (0 < delta < 1, f"privacy.delta must be in (0, 1), got {delta}: use less than 1 / devices"),
-        (
-            (noise is None) != (target is None),
-            (
-                "exactly one of privacy.noise_multiplier and privacy.epsilon must be given, got "
-                f"{noise} and {target}: set the other to null"
-            ),
+        *noise_rules(
+            mechanism.noise_multiplier,
+            mechanism.epsilon,
+            delta=mechanism.delta,
+            epsilon_budget=mechanism.epsilon_budget,
+            max_inflation=mechanism.max_inflation,
         ),
         (
-            target is None or 0 < target < inf,
+            0 <= colluders < 1,
             (
-                f"privacy.epsilon must be in (0, inf), got {target}: any positive target may be "
-                "asked for, and one that the ring cannot reach is told the smallest that it can"
-            ),
-        ),
-        (
-            budget is None or 0 < budget < inf,
-            (
-                f"privacy.epsilon_budget must be in (0, inf) or null, got {budget}: "
-                "leave it out for no limit"
-            ),
-        ),
-        (
-            0 <= mechanism.colluders < 1,
-            (
-                f"privacy.colluders must be in [0, 1), got {mechanism.colluders}: "
+                f"privacy.colluders must be in [0, 1), got {colluders}: "
                 "it is a fraction of the cohort"
-            ),
-        ),
-        (
-            1 < mechanism.max_inflation < inf,
-            (
-                f"privacy.max_inflation must be above 1, got {mechanism.max_inflation}: "
-                f"{MAX_INFLATION:g} is the default, 1.01 asks for a ring that costs nothing"
             ),
         ),
     )

@@ -1,4 +1,8 @@
-"""One noisy value that was revealed, with all that its cost depends on."""
+"""One noisy value that was revealed, with all that its cost depends on.
+
+Releases compose one by one, except those of one stream of correlated noise: they are
+parts of a single mechanism, and together cost what the latest of them has made possible.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,19 @@ import numpy as np
 from fedcore.privacy import accounting
 from fedcore.privacy.accounting import Curve, Orders
 from fedcore.privacy.calibration import Calibration
-from fedcore.privacy.mechanisms import Mechanism, NoPrivacy
+from fedcore.privacy.matrix import MatrixGaussian, spent_participations
+from fedcore.privacy.mechanisms import Mechanism, NoPrivacy, stated_noise
 from fedcore.privacy.rules import check
 
 Unit: TypeAlias = Literal["device", "example"]
-NoiseKind: TypeAlias = Literal["none", "gaussian", "distributed_gaussian", "distributed_skellam"]
+NoiseKind: TypeAlias = Literal[
+    "none",
+    "gaussian",
+    "distributed_gaussian",
+    "distributed_skellam",
+    "central_gaussian",
+    "matrix_gaussian",
+]
 Sampling: TypeAlias = Literal["all", "fixed_size_without_replacement", "poisson", "unknown"]
 
 LARGEST_COUNT: Final = 2**53
@@ -46,6 +58,10 @@ class Release:
         sampling_rate: The probability to be chosen; matters only if amplification is claimed.
         amplification_claimed: Whether the cost is reduced for sampling: `sampling` is Poisson.
         steps: Releases of this kind in the round: 1 for a sum, batches for DP-SGD.
+        participations: Of a device in a stream of correlated noise, at most. `noise_multiplier`,
+            `norm` and `sigma_local` are then those of the stream with all of them.
+        separation: Rounds between two of them, at least.
+        stream: Names the correlated noise; empty before it is drawn, and without it.
     """
 
     round_number: int
@@ -62,6 +78,9 @@ class Release:
     sampling_rate: float = 1.0
     amplification_claimed: bool = False
     steps: int = 1
+    participations: int = 1
+    separation: int = 1
+    stream: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what is out of range, or claims more than it can hold."""
@@ -74,11 +93,16 @@ class Release:
             (0 < self.sampling_rate <= 1, f"sampling_rate not in (0, 1]: {self.sampling_rate}"),
             (self.norm > 0, f"norm must be positive, got {self.norm}: clip first"),
             (
-                not self._distributed or self._claimed <= self._added * (1 + 1e-9),
+                not self._of_integers or self._claimed <= self._added * (1 + 1e-9),
                 (
                     f"a noise of {self._claimed:g} is claimed, but {self.survivors} survivors with "
                     f"sigma_local={self.sigma_local:g} add at most {self._added:g}"
                 ),
+            ),
+            (len(self.stream) <= 64, f"stream must have at most 64 letters: {self.stream!r:.80}"),
+            (
+                not self.amplification_claimed or self.mechanism != "matrix_gaussian",
+                "amplification must not be claimed for correlated noise",
             ),
             (
                 not self.amplification_claimed or self.sampling == "poisson",
@@ -100,6 +124,23 @@ class Release:
         sampling: Sampling = "unknown",
     ) -> Release:
         """Return the release of one secure sum, at its calibrated noise."""
+        if isinstance(mechanism, MatrixGaussian):
+            norm = mechanism.sensitivity * calibration.rounded_norm
+            return cls(
+                round_number=round_number,
+                unit="device",
+                mechanism=mechanism.kind,
+                noise_multiplier=stated_noise(mechanism),
+                norm=norm,
+                sigma_local=stated_noise(mechanism) * norm,
+                scale=calibration.scale,
+                dim=calibration.dim,
+                clients=calibration.clients,
+                survivors=survivors,
+                sampling=sampling,
+                participations=mechanism.participations,
+                separation=mechanism.min_separation,
+            )
         return cls(
             round_number=round_number,
             unit="device",
@@ -118,12 +159,25 @@ class Release:
 
     @property
     def curve(self) -> Curve:
-        """Rényi divergences at `accounting.ORDERS`: what this release costs. Read-only."""
-        return _curve(replace(self, round_number=1, survivors=self.clients, scale=1.0))
+        """Rényi divergences at `accounting.ORDERS`: what this release costs. Read-only.
+
+        Of a stream: what all its rounds up to this one cost together.
+        """
+        number = self.round_number if self.correlated else 1
+        return _curve(replace(self, round_number=number, survivors=self.clients, scale=1.0))
+
+    @property
+    def correlated(self) -> bool:
+        """Whether this is a part of a stream, and does not compose one by one."""
+        return self.mechanism == "matrix_gaussian"
 
     @property
     def _distributed(self) -> bool:
         return self.mechanism in {"distributed_gaussian", "distributed_skellam"}
+
+    @property
+    def _of_integers(self) -> bool:
+        return self._distributed or self.mechanism in {"central_gaussian", "matrix_gaussian"}
 
     @property
     def _claimed(self) -> float:
@@ -131,7 +185,7 @@ class Release:
 
     @property
     def _added(self) -> float:
-        return sqrt(self.survivors) * self.sigma_local
+        return sqrt(self.survivors if self._distributed else 1) * self.sigma_local
 
 
 def epsilon_of(releases: Iterable[Release], delta: float) -> float:
@@ -158,12 +212,21 @@ def _step_curve(release: Release) -> Curve:
     if release.mechanism == "none" or z < _NEGLIGIBLE_NOISE:
         return accounting.everything()
     claims = release.amplification_claimed and release.sampling_rate < 1
+    if release.correlated:
+        spent = spent_participations(
+            release.round_number,
+            separation=release.separation,
+            participations=release.participations,
+        )
+        return accounting.gaussian(z) * (spent / release.participations)
     if release.mechanism == "gaussian":
         if claims:
             return accounting.poisson_gaussian(z, release.sampling_rate)
         return accounting.gaussian(z)
 
     def mechanism(orders: Orders) -> Curve:
+        if release.mechanism == "central_gaussian":
+            return accounting.gaussian(z, orders)
         if release.mechanism == "distributed_skellam":
             return accounting.skellam(z, norm=release.norm, dim=release.dim, orders=orders)
         return accounting.discrete_gaussian(
@@ -182,7 +245,21 @@ def _step_curve(release: Release) -> Curve:
 
 def compose(releases: Iterable[Release]) -> Curve:
     """Return what `releases` cost together."""
-    return sum((release.curve for release in releases), start=accounting.nothing())
+    total = accounting.nothing()
+    latest: dict[tuple[str, float, int, int], Release] = {}
+    for release in releases:
+        if not release.correlated:
+            total = total + release.curve
+            continue
+        stream = (
+            release.stream,
+            release.noise_multiplier,
+            release.participations,
+            release.separation,
+        )
+        if stream not in latest or latest[stream].round_number < release.round_number:
+            latest[stream] = release
+    return sum((release.curve for release in latest.values()), start=total)
 
 
 def _in_literals(release: Release) -> tuple[bool, str]:
@@ -194,7 +271,8 @@ def _in_literals(release: Release) -> tuple[bool, str]:
 
 
 def _counts_from_one(release: Release) -> tuple[bool, str]:
-    for name in ("round_number", "dim", "clients", "survivors", "steps"):
+    counts = ("round_number", "dim", "clients", "survivors", "steps")
+    for name in (*counts, "participations", "separation"):
         value = getattr(release, name)
         if not 1 <= value <= LARGEST_COUNT:
             return False, f"{name} must be in 1..2^53, got {value!r:.40}"

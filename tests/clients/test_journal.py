@@ -259,7 +259,7 @@ def test_a_long_run_takes_no_more_room_than_a_short_one(journal):
     for number in range(10, 90):
         journal.claim("run", Answer(number, 1))
         sizes.append(journal.path.stat().st_size)
-    assert len(set(sizes)) == 1
+    assert len(set(sizes[10:])) == 1  # but for the digits of the numbers
 
 
 def test_the_longest_journal_is_still_read(journal, monkeypatch):

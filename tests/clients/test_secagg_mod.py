@@ -29,6 +29,7 @@ from fedcore.pipeline import (
     RunPlan,
 )
 from fedcore.pipeline.envelope import STAGES
+from fedcore.privacy import CentralGaussian
 from fedcore.secagg import Plan, decode, encode
 from fedcore.secagg.messages import (
     Delivery,
@@ -152,6 +153,12 @@ def test_messages_of_other_kinds_pass_untouched():
             RunPlan(clip=PerLayerClip(3.0)),
             {"layers": LAYERS},
             "a clip of at most 2.0, found 3",
+        ),
+        (
+            DevicePolicy(minimum_noise_multiplier=0.5),
+            private_plan(privacy=CentralGaussian(noise_multiplier=9.0, delta=1e-5)),
+            {},
+            r"a noise multiplier of at least 0.5, found 0.0 on the devices \(privacy=central",
         ),
     ],
 )

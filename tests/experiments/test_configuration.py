@@ -30,6 +30,8 @@ COMPANIONS = {
     ("rotate", "none"): ["quantize=uniform"],
     ("privacy", "distributed_gaussian"): ["weighting=uniform"],
     ("privacy", "distributed_skellam"): ["weighting=uniform"],
+    ("privacy", "central_gaussian"): ["weighting=uniform"],
+    ("privacy", "matrix_gaussian"): ["weighting=uniform"],
     ("privacy", "example_level"): ["weighting=uniform"],
     ("privacy", "both_levels"): ["weighting=uniform"],
     ("strategy", "krum"): PLAIN,

@@ -14,7 +14,7 @@ from fedcore.job import Job, NoClip, NoQuantize, Preflight, check
 from fedcore.models import Logistic
 from fedcore.pipeline import Bonawitz, NoSecAgg
 from fedcore.training import Evaluation, LocalTraining
-from strategies.server_app import Progress, build_server_app
+from strategies.server_app import Progress, build_server_app, coordinator_entropy
 
 JOB = Job(
     model=Logistic(),
@@ -80,7 +80,7 @@ def run_job(
     job = replace(JOB, seed=seed, **changes)
     recorder = Recorder()
     run_in_process(
-        build_server_app(recorder, check(job)),
+        build_server_app(recorder, check(job), entropy=coordinator_entropy(seed)),
         build_client_app(OPEN, entropy=replayed_entropy(seed), identity=simulated_identities(seed)),
         num_nodes=nodes or job.clients,
         run_config={"job": job.to_json()},
