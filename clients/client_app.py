@@ -8,11 +8,13 @@ takes its partition of the job's data set.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 from torch import nn
 
 from clients.identity import IdentitySource
@@ -53,6 +55,7 @@ def build_client_app(
     entropy: EntropySource | None = None,
     identity: IdentitySource | None = None,
     keep_answer: bool = True,
+    inner: Sequence[Mod] = (),
 ) -> ClientApp:
     """Return the ClientApp.
 
@@ -63,10 +66,12 @@ def build_client_app(
             that the node's configuration names.
         keep_answer: Whether the last reply is kept for a coordinator that asks again,
             see `clients.secagg_mod`.
+        inner: Mods between the secure sum and the functions below: what they return is
+            clipped, noised and masked like any other update.
     """
     source = entropy or system_entropy
     mod = secagg_mod(policy, entropy=source, identity=identity, keep_answer=keep_answer)
-    app = ClientApp(mods=[mod])
+    app = ClientApp(mods=[mod, *inner])
 
     @app.train()
     def train_message(message: Message, context: Context) -> Message:

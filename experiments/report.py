@@ -219,7 +219,7 @@ def write_report(folder: Path) -> Path:
     """
     run = read_run(folder)
     pictures = draw(run)
-    page = _environment().get_template("report.html").render(
+    page = environment().get_template("report.html").render(
         run=run,
         summary=run.summary,
         version=__version__,
@@ -427,7 +427,7 @@ def _overrides(folder: Path) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Return the templates' environment; what is not known is shown as a dash."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415 - for --help
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 from omegaconf import DictConfig, OmegaConf
 
 from clients.client_app import build_client_app, replayed_entropy
@@ -46,11 +49,11 @@ def run_experiment(experiment: Experiment, cfg: DictConfig) -> dict[str, object]
     logging.getLogger("flwr").setLevel(logging.ERROR)  # the progress bar says it better
     one_thread()
     job = experiment.job
-    folder = _new_folder(experiment.output)
+    folder = new_folder(experiment.output)
     preflight = check(job)
     job = preflight.job  # its noise is stated now: devices and records get the same
     folder.mkdir(parents=True, exist_ok=True)
-    _write_configuration(folder, cfg)
+    write_configuration(folder, cfg)
     recorder = Recorder(folder, quiet=not sys.stderr.isatty())
     _announce(job, preflight, folder)
     release: ReleaseSummary | None = None
@@ -67,7 +70,12 @@ def run_experiment(experiment: Experiment, cfg: DictConfig) -> dict[str, object]
     return summary
 
 
-def _new_folder(output: str) -> Path:
+def new_folder(output: str) -> Path:
+    """Return the folder to write, which is not made yet.
+
+    Raises:
+        ConfigurationError: Something is there already.
+    """
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         msg = f"output must be a new or empty folder, got {output}: choose another"
@@ -75,7 +83,7 @@ def _new_folder(output: str) -> Path:
     return folder
 
 
-def _write_configuration(folder: Path, cfg: DictConfig) -> None:
+def write_configuration(folder: Path, cfg: DictConfig) -> None:
     """Write what Hydra would have written, had it been allowed to before the checks."""
     from hydra.core.hydra_config import HydraConfig  # noqa: PLC0415 - only set inside a command
 
@@ -90,17 +98,7 @@ def _write_configuration(folder: Path, cfg: DictConfig) -> None:
 
 def _run(experiment: Experiment, job: Job, preflight: Preflight, recorder: Recorder) -> None:
     server = build_server_app(recorder, preflight, entropy=coordinator_entropy(job.seed))
-    client = build_client_app(
-        DevicePolicy(
-            most_dropout=job.dropout,
-            require_masks=not isinstance(job.secagg, NoSecAgg),
-            authority=getattr(job.secagg, "authority", None),
-            helper_key=_helper_key(job),
-        ),
-        entropy=replayed_entropy(job.seed),
-        identity=simulated_identities(job.seed) if experiment.signed else None,
-        keep_answer=isinstance(job.faults, DropScript),  # nothing else gets lost in a simulation
-    )
+    client = simulated_devices(job, signed=experiment.signed)
     run_config = {"job": job.to_json()}
     match experiment.engine:
         case InProcess(workers):
@@ -109,6 +107,28 @@ def _run(experiment: Experiment, job: Job, preflight: Preflight, recorder: Recor
             )
         case Ray(cpus):
             run_on_ray(server, client, job.clients, run_config, cpus_per_client=cpus)
+
+
+def simulated_devices(job: Job, *, signed: bool, inner: Sequence[Mod] = ()) -> ClientApp:
+    """Return the ClientApp of a simulation, whose randomness follows from the job's seed.
+
+    Args:
+        job: What the devices take part in.
+        signed: Whether they are enrolled.
+        inner: Mods between the secure sum and the train function.
+    """
+    return build_client_app(
+        DevicePolicy(
+            most_dropout=job.dropout,
+            require_masks=not isinstance(job.secagg, NoSecAgg),
+            authority=getattr(job.secagg, "authority", None),
+            helper_key=_helper_key(job),
+        ),
+        entropy=replayed_entropy(job.seed),
+        identity=simulated_identities(job.seed) if signed else None,
+        keep_answer=isinstance(job.faults, DropScript),  # nothing else gets lost in a simulation
+        inner=inner,
+    )
 
 
 def _helper_key(job: Job) -> str | None:

@@ -1,0 +1,1 @@
+"""A privacy audit: attacks on the real pipeline, and what they find beside the ledger."""
