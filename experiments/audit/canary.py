@@ -45,6 +45,7 @@ from experiments.audit.planted import (
     rounds_of,
     run_fleet,
 )
+from experiments.audit.settings import CanarySettings
 from fedcore.errors import ConfigurationError
 from fedcore.job import Job, Preflight
 from fedcore.training import ExampleLevelPrivacy
@@ -54,29 +55,6 @@ Cosines: TypeAlias = npt.NDArray[np.float64]
 
 FRESH = 10_000
 """Random directions that nobody sent; drawn exactly, see `random_cosines`."""
-
-
-@dataclass(frozen=True, slots=True)
-class CanarySettings:
-    """How the canary suite audits.
-
-    Attributes:
-        candidates: Devices that are added; a fair coin makes each a canary or silent.
-        every_round: Invite all devices to every round.
-        seed: Of coins and directions.
-    """
-
-    candidates: int = 64
-    every_round: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 16 <= self.candidates <= 4096:
-            msg = f"canary.candidates must be in 16..4096, got {self.candidates}"
-            raise ConfigurationError(msg)
-        if not 0 <= self.seed < 1 << 62:
-            msg = f"canary.seed must be in 0..2^62, got {self.seed}"
-            raise ConfigurationError(msg)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ fit, from resampled canaries. For a bound see `one_run`.
 
 From k canaries a standard deviation is known to about 1 / sqrt(2k). With 32 that is an
 eighth, and two Gaussians of one mean whose spreads differ by an eighth are as far apart
-as an epsilon of 1 at delta = 1e-3, and more by twice the error. Noise hides a mean and leaves the spread as it
-is, so with few canaries the mean alone is fitted, too.
+as an epsilon of 1 at delta = 1e-3, and farther by twice the error. Noise that hides a
+canary has the same spread with it and without, so with few canaries the mean alone is
+fitted, too.
 
 [AKOOMS24] Andrew et al., "One-shot Empirical Privacy Estimation for Federated Learning",
            ICLR 2024. https://arxiv.org/abs/2302.03098

@@ -35,6 +35,7 @@ from torch import nn
 from tqdm import tqdm
 
 from experiments.audit.reconstruct import Recovered, analytic, best_matches, by_gradient
+from experiments.audit.settings import InversionSettings
 from experiments.training import simulated_devices
 from fedcore.data import Dataset, Iid, Inputs, partition
 from fedcore.engine import InProcessGrid, WrappedGrid, to_arrays, to_record
@@ -60,34 +61,6 @@ from strategies.server_app import connect_helper
 
 SHOWN = 8
 """Originals that are attacked and drawn, at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class InversionSettings:
-    """How the inversion suite attacks.
-
-    Attributes:
-        cohort: Devices in the sum.
-        examples: That each of them holds.
-        steps: Of the search by gradient.
-        seed: Of the search's start.
-    """
-
-    cohort: int = 20
-    examples: int = 1
-    steps: int = 400
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value, low, high in (
-            ("cohort", self.cohort, 2, 1000),
-            ("examples", self.examples, 1, 1000),
-            ("steps", self.steps, 1, 100_000),
-            ("seed", self.seed, 0, 1 << 62),
-        ):
-            if not low <= value <= high:
-                msg = f"inversion.{name} must be in {low}..{high}, got {value}"
-                raise ConfigurationError(msg)
 
 
 @dataclass(frozen=True, slots=True)

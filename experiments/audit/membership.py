@@ -35,11 +35,13 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import nn
 from tqdm import tqdm
 
 from experiments.audit.one_run import Bound, bound_from_scores
 from experiments.audit.planted import Fleet, Silent, run_fleet
-from fedcore.errors import ConfigurationError
+from experiments.audit.settings import MembershipSettings
 from fedcore.job import Job, Preflight, check
 from fedcore.models import build
 from fedcore.training import one_thread, set_arrays
@@ -50,32 +52,6 @@ Coins: TypeAlias = npt.NDArray[np.bool_]
 
 FALSE_ALARMS = (0.001, 0.01, 0.1)
 """Rates at which the attack's hits are reported."""
-
-
-@dataclass(frozen=True, slots=True)
-class MembershipSettings:
-    """How the membership suite attacks.
-
-    Attributes:
-        shadows: Runs of the job, each with other members.
-        processes: Runs at the same time; 1 uses this process.
-        seed: Of the coins.
-    """
-
-    shadows: int = 16
-    processes: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 4 <= self.shadows <= 1024:
-            msg = f"membership.shadows must be in 4..1024, got {self.shadows}"
-            raise ConfigurationError(msg)
-        if not 1 <= self.processes <= 256:
-            msg = f"membership.processes must be in 1..256, got {self.processes}"
-            raise ConfigurationError(msg)
-        if not 0 <= self.seed < 1 << 62:
-            msg = f"membership.seed must be in 0..2^62, got {self.seed}"
-            raise ConfigurationError(msg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,17 +194,17 @@ def train_shadow(shadow: Shadow) -> ShadowResult:
 
 
 def confidences(
-    model: object, x: npt.NDArray[np.float32], y: npt.NDArray[np.int64]
+    model: nn.Module, x: npt.NDArray[np.float32], y: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
     """Return log p / (1 - p) of the right label for every example, shape [n].
 
     It is computed from logits, where it is the right one's minus the log of the summed
     exponentials of the others: exact where p rounds to 1.
     """
-    import torch  # noqa: PLC0415 - the suite loads it, its statistics do not
-
+    inputs = torch.from_numpy(x)
     with torch.inference_mode():
-        logits = torch.cat([model(part) for part in torch.from_numpy(x).split(1000)])  # type: ignore[operator]
+        parts = [model(inputs[start : start + 1000]) for start in range(0, len(x), 1000)]
+        logits = torch.cat(parts)
         rows = torch.arange(len(logits))
         labels = torch.from_numpy(y)
         right = logits[rows, labels].double()

@@ -34,8 +34,9 @@ Scores: TypeAlias = npt.NDArray[np.float64]
 Coins: TypeAlias = npt.NDArray[np.bool_]
 
 CONFIDENCE: Final = 0.95
-SHARES: Final = (0.25, 0.5, 1.0)
-"""Fractions of the units that are guessed, the most certain ones first."""
+SHARES: Final = (0.25, 0.5, 0.75)
+"""Fractions of the units that are guessed: the highest scores as in, as many of the lowest as
+out. Not all of them, since coins seldom fall half and half."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import numpy as np
 from experiments.audit.canary import CanaryAudit, Observation
 from experiments.audit.inversion import InversionAudit, View
 from experiments.audit.membership import FALSE_ALARMS, MembershipAudit
+from experiments.audit.reconstruct import Images, Recovered
 from experiments.plots import BLUE, GREY, INK, ORANGE, RULE, VERMILLION
 
 if TYPE_CHECKING:  # half a second to import
@@ -26,7 +27,7 @@ def draw_canaries(audit: CanaryAudit) -> bytes:
 
     def draw(figure: Figure) -> None:
         count = len(audit.observations)
-        left, right = figure.subfigures(1, 2, width_ratios=[1.15, 1])
+        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1.15, 1])[0]
         panels = left.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
         for axes, observation in zip(panels, audit.observations, strict=True):
             _statistics(axes, observation, audit.coins)
@@ -79,7 +80,7 @@ def draw_inversion(audit: InversionAudit) -> bytes:
     """Draw the originals beside the best that every view gave away."""
 
     def draw(figure: Figure) -> None:
-        columns = [("original", audit.originals, None)]
+        columns: list[tuple[str, Images, Recovered | None]] = [("original", audit.originals, None)]
         columns += [(_title(view), view.recovered.images, view.recovered) for view in audit.views]
         table = figure.subplots(len(audit.originals), len(columns), squeeze=False)
         for place, (title, images, recovered) in enumerate(columns):
@@ -159,7 +160,10 @@ def _epsilons(axes: Axes, audit: CanaryAudit) -> None:
     axes.set_ylim(len(names) + 0.35, -0.5)
     axes.tick_params(axis="y", labelcolor=INK, labelsize=9)
     axes.set_xlabel("ε")
-    axes.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor=INK, ncols=1)
+    axes.legend(
+        loc="lower right", facecolor="white", edgecolor="white", framealpha=1, fontsize=8.5,
+        labelcolor=INK,
+    )  # fmt: skip
 
 
 def _observer(name: str) -> str:

@@ -81,7 +81,8 @@ def analytic(model: nn.Module, update: RealVector, shape: tuple[int, ...]) -> Im
     live = np.abs(bias) > 1e-3 * np.abs(bias).max(initial=0.0)
     with np.errstate(over="ignore"):
         found = (weight[live] / bias[live, np.newaxis]).astype(np.float32)
-    return found[np.isfinite(found).all(axis=1)].reshape(-1, *shape)
+    usable: Images = found[np.isfinite(found).all(axis=1)].reshape(-1, *shape)
+    return usable
 
 
 def by_gradient(

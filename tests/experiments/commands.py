@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from experiments import account, benchmark, train
+from experiments import account, attack, benchmark, train
 from experiments.command import run_command
 
-MAINS = {"train": train.main, "account": account.main, "benchmark": benchmark.main}
+MAINS = {
+    "train": train.main,
+    "account": account.main,
+    "attack": attack.main,
+    "benchmark": benchmark.main,
+}
 
 
 def run(command: str, *overrides: str, monkeypatch: pytest.MonkeyPatch) -> int:
