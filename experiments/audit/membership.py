@@ -26,6 +26,7 @@ independent of them.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -289,8 +290,15 @@ def _train(shadows: list[Shadow], processes: int, *, quiet: bool) -> Iterator[Sh
             return
         # Forked, like the engine's workers: data and torch are shared, not loaded again.
         context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(min(processes, len(shadows)), mp_context=context) as pool:
+        with ProcessPoolExecutor(
+            min(processes, len(shadows)), mp_context=context, initializer=_end_when_interrupted
+        ) as pool:
             futures = [pool.submit(train_shadow, shadow) for shadow in shadows]
             for _ in as_completed(futures):
                 bar.update()
             yield from (future.result() for future in futures)
+
+
+def _end_when_interrupted() -> None:
+    """Let Ctrl-C end this process without a word: the parent says what there is to say."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

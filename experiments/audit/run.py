@@ -1,7 +1,7 @@
 """An audit from its configuration to its report.
 
 Everything that can be checked is checked for all suites before the first one runs and
-before anything is written. `attack.json` is written anew after every suite, so an
+before anything is written. Results and page are written anew after every suite, so an
 interrupt leaves what was finished.
 """
 
@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from experiments.audit.canary import CanaryAudit, audit_canaries, check_canary
 from experiments.audit.inversion import InversionAudit, audit_inversion, check_inversion
 from experiments.audit.membership import FALSE_ALARMS, MembershipAudit, audit_membership
-from experiments.audit.page import write_page
+from experiments.audit.page import PAGE, write_page
 from experiments.audit.pictures import draw_canaries, draw_inversion, draw_membership
 from experiments.audit.settings import Audit
 from experiments.benchmark import table
@@ -49,8 +49,8 @@ class Finding:
     result: CanaryAudit | MembershipAudit | InversionAudit
 
 
-def run_audit(experiment: Experiment, audit: Audit, cfg: DictConfig) -> Path:
-    """Check, attack, write; return the page's path.
+def run_audit(experiment: Experiment, audit: Audit, cfg: DictConfig) -> None:
+    """Check, attack, print, write.
 
     Raises:
         ConfigurationError: Something cannot work; nothing was written.
@@ -77,10 +77,9 @@ def run_audit(experiment: Experiment, audit: Audit, cfg: DictConfig) -> Path:
         findings.append(finding)
         (folder / f"{suite}.png").write_bytes(finding.picture)
         _write_results(folder, experiment, audit, findings)
+        write_page(folder, job, findings)
         print(f"\n{suite}\n{table(finding.rows)}", flush=True)
-    page = write_page(folder, job, findings)
-    print(f"\n{folder / RESULTS}\n{page}")
-    return page
+    print(f"\n{folder / RESULTS}\n{folder / PAGE}")
 
 
 def _attack(suite: str, experiment: Experiment, audit: Audit, preflight: Preflight) -> Finding:
