@@ -149,7 +149,7 @@ def _epsilons(axes: Axes, audit: CanaryAudit) -> None:
     largest = max([value for value in values if isfinite(value)] + [1.0])
     if isfinite(audit.epsilon):
         axes.axvline(audit.epsilon, color=VERMILLION, linestyle="--", linewidth=1.6)
-    title = f"ledger: {_epsilon(audit.epsilon)} at δ = {audit.delta:g}".replace("e-0", "e-")
+    title = f"ledger: {_epsilon(audit.epsilon)}; all at δ = {audit.delta:g}".replace("e-0", "e-")
     axes.set_title(title, loc="left", fontsize=10.5, color=VERMILLION)
     if largest > 40:
         axes.set_xscale("symlog", linthresh=1)
