@@ -23,11 +23,9 @@ def main(cfg: DictConfig) -> None:
         path = folder / "results.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         print(f"\n{table(rows)}\n\n{path}")
-        if cfg.suite == "secagg":
-            from experiments.bench_secagg import draw_secagg  # noqa: PLC0415 - imports flwr
-
-            picture = folder / "seconds.png"
-            picture.write_bytes(draw_secagg(rows))
+        for file_name, content in _pictures(str(cfg.suite), rows).items():
+            picture = folder / file_name
+            picture.write_bytes(content)
             print(picture)
 
 
@@ -36,7 +34,7 @@ def _suite(name: str, size: str = "quick") -> Callable[[int, int], Sequence[Mapp
 
     Args:
         name: Of the suite.
-        size: How much of it; only `secagg` has more than one.
+        size: How much of it; only `secagg` and `dme` have more than one.
 
     Raises:
         ConfigurationError: There is no such suite.
@@ -54,8 +52,30 @@ def _suite(name: str, size: str = "quick") -> Callable[[int, int], Sequence[Mapp
             from experiments.bench_secagg import measure_secagg  # noqa: PLC0415 - imports flwr
 
             return lambda _nodes, rounds: measure_secagg(rounds, size)
-    msg = f"suite must be engine, workers or secagg, got {name!r}"
+        case "dme":
+            from experiments.bench_mean import measure_means  # noqa: PLC0415 - imports scipy
+
+            return lambda _nodes, _rounds: measure_means(size)
+        case "noise":
+            from experiments.bench_noise import measure_noise  # noqa: PLC0415 - as the others
+
+            return lambda _nodes, rounds: measure_noise(rounds)
+    msg = f"suite must be engine, workers, secagg, dme or noise, got {name!r}"
     raise ConfigurationError(msg)
+
+
+def _pictures(name: str, rows: Sequence[Mapping[str, object]]) -> dict[str, bytes]:
+    """Return the pictures of a suite's rows by file name; few suites have any."""
+    match name:
+        case "secagg":
+            from experiments.bench_secagg import draw_secagg  # noqa: PLC0415 - imports flwr
+
+            return {"seconds.png": draw_secagg(rows)}
+        case "dme":
+            from experiments.bench_mean import draw_means  # noqa: PLC0415 - imports scipy
+
+            return {"error.png": draw_means(rows)}
+    return {}
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:  # half a second to import
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Points: TypeAlias = Sequence[tuple[float, float]]
 """(x, y), x ascending."""
@@ -344,6 +345,13 @@ def _figure(draw: Callable[[Axes], None]) -> bytes:
 
     figure = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
+    dress(axes)
+    draw(axes)
+    return png(figure)
+
+
+def dress(axes: Axes) -> None:
+    """Give axes the house style."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -353,8 +361,11 @@ def _figure(draw: Callable[[Axes], None]) -> bytes:
     axes.tick_params(labelsize=10, labelcolor=GREY, color=GREY)
     axes.xaxis.label.set(fontsize=10.5, color=INK)
     axes.yaxis.label.set(fontsize=10.5, color=INK)
-    draw(axes)
+
+
+def png(figure: Figure) -> bytes:
+    """Return the figure as a file; equal numbers give equal files."""
     file = BytesIO()
-    # Without the library's version in it, equal numbers give equal files.
+    # Not with the library's version in it.
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

@@ -52,6 +52,7 @@ class Recorder:
         self._evaluation: Evaluation | None = None
         self._example_epsilon: float | None = None
         self._stopped: str | None = None
+        self._sampler_delta = 0.0
         self._began = time.perf_counter()
         self._trained = self._began
 
@@ -73,6 +74,7 @@ class Recorder:
         report = progress.report
         self.arrays = progress.arrays
         self._reports.append(report)
+        self._sampler_delta = progress.ledger.sampler_delta
         self._evaluation = progress.evaluation or self._evaluation
         self._trained = time.perf_counter()
         if self._lines is not None:
@@ -162,6 +164,7 @@ class Recorder:
             "epsilon": finite(spent),
             "delta": preflight.delta,
             **self._privacy(preflight, spent),
+            "sampler_delta": self._sampler_delta,
             "seconds_total": round(seconds, 3),
             "clients_per_second": round(trained / seconds, 2) if seconds else 0.0,
             "peak_memory_mb": round(_peak_memory_mb(), 1),

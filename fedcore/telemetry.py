@@ -78,3 +78,28 @@ class RoundReport:
     epsilon: float
     clip_norm: float | None = None
     unclipped: float | None = None
+
+
+def skipped(round_number: int, invited: int, reason: str, epsilon: float) -> RoundReport:
+    """Return the report of a round that was not held.
+
+    Args:
+        round_number: 1-based.
+        invited: How many clients it would have had.
+        reason: Why not.
+        epsilon: Spent so far.
+    """
+    return RoundReport(
+        round_number=round_number,
+        attempts=0,
+        invited=invited,
+        survivors=0,
+        lost={},
+        aborted=(reason,),
+        traffic=Traffic(),
+        clipped=None,
+        metrics={},
+        neighbours=0,
+        threshold=0,
+        epsilon=epsilon,
+    )

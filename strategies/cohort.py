@@ -8,17 +8,15 @@ devices on every engine, whatever ids their nodes have there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedcore.crypto import transcript_hash
 from fedcore.engine import Clock, WrappedGrid
 from fedcore.errors import ConfigurationError
 from strategies.exchange import POLL_SECONDS, exchange
-from strategies.matrix_run import MatrixRun
+from strategies.sampling import Cohorts
 
 PROFILE = "query.profile"
 """Type of the message that asks a node who it is."""
@@ -63,85 +61,65 @@ def discover(grid: Grid, *, nodes: int, seconds: float, clock: Clock) -> dict[in
     return labels
 
 
-def choose_cohort(
-    labels: Iterable[str],
-    size: int,
-    *,
-    seed: int,
-    round_number: int,
-    used: Callable[[str], int] = lambda _: 0,
-) -> list[str]:
-    """Return `size` labels, uniformly chosen without replacement, by `seed` and round.
-
-    Labels that were `used` less come first; those used alike are chosen uniformly.
-
-    Example:
-        >>> choose_cohort(["a", "b", "c"], 2, seed=0, round_number=1) == choose_cohort(
-        ...     ["c", "b", "a"], 2, seed=0, round_number=1
-        ... )
-        True
-    """
-    context = f"{seed}/{round_number}".encode()
-    ranked = sorted(
-        labels,
-        key=lambda label: (
-            used(label),
-            transcript_hash("fedcore/v1/cohort", context, label.encode()),
-        ),
-    )
-    return ranked[:size]
-
-
 class CohortGrid(WrappedGrid):
     """Shows the cohort of the current round; a training exchange ends the round.
 
     Args:
         grid: Does the work.
-        labels: Every node's label, by node id.
-        size: Of a cohort.
-        seed: Of the choice.
-        first_round: Number of the round that comes first.
-        spacing: Who may take part in which round, and how often each did; if None,
-            everybody may.
+        cohorts: Who is in which.
+        refusal: Why a round cannot be held with so many clients, or None if it can; asked
+            about cohorts whose size is left to chance.
+        on_skip: Told the size of a cohort that is too small, and the reason, instead of
+            training.
     """
 
     def __init__(
         self,
         grid: Grid,
-        labels: Mapping[int, str],
-        size: int,
-        seed: int,
-        first_round: int = 1,
+        cohorts: Cohorts,
         *,
-        spacing: MatrixRun | None = None,
+        refusal: Callable[[int], str | None] = lambda _: None,
+        on_skip: Callable[[int, str], None] = lambda _, __: None,
     ) -> None:
         super().__init__(grid)
-        self._nodes = {label: node_id for node_id, label in labels.items()}
-        self._size = size
-        self._seed = seed
-        self._round = first_round
-        self._spacing = spacing
+        self._cohorts = cohorts
+        self._refusal = refusal
+        self._on_skip = on_skip
+        self._shown = False
 
     def get_node_ids(self) -> list[int]:
-        """Return the nodes of the current cohort.
-
-        Raises:
-            BudgetExhaustedError: Too few may take part in this round.
-        """
-        choose = partial(choose_cohort, size=self._size, seed=self._seed, round_number=self._round)
-        if self._spacing is None:
-            cohort = choose(self._nodes)
-        else:
-            may = self._spacing.candidates(self._nodes, self._round, wanted=self._size)
-            cohort = choose(may, used=self._spacing.participations)
-        return [self._nodes[label] for label in cohort]
+        """Return the nodes of the current cohort."""
+        self._shown = True
+        return self._cohorts.current()
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Pass messages on; training messages end the round."""
+        """Pass messages on; training messages end the round.
+
+        A draw with which no round can be held ends it too: nothing is sent, nothing is
+        released, and the strategy keeps its model. Whom to draw depended on nobody's data,
+        so neither does whether the round was held.
+        """
         batch = list(messages)
+        training = any(message.metadata.message_type.startswith("train") for message in batch)
+        # A strategy that was shown nobody sends nothing.
+        if not training and (batch or not self._shown or self._cohorts.current()):
+            return self._grid.send_and_receive(batch, timeout=timeout)
+        self._shown = False
+        if self._cohorts.varies and (problem := self._problem()) is not None:
+            self._on_skip(len(self._cohorts.current()), problem)
+            self._cohorts.finish()
+            return []
         replies = self._grid.send_and_receive(batch, timeout=timeout)
-        if any(message.metadata.message_type.startswith("train") for message in batch):
-            self._round += 1
+        self._cohorts.finish()
         return replies
+
+    def _problem(self) -> str | None:
+        drawn = len(self._cohorts.current())
+        if not drawn:
+            return "nobody was drawn: raise clients_per_round"
+        refusal = self._refusal(drawn)
+        return (
+            refusal and f"the draw has a size ({drawn}) with which no round can be held: {refusal}"
+        )

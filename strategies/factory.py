@@ -15,7 +15,7 @@ def build_strategy(config: StrategyConfig, *, cohort: int) -> Strategy:
 
     Args:
         config: Which one, and its numbers.
-        cohort: How many clients a round has.
+        cohort: How many clients a round has; 0 if that is left to chance.
     """
     everybody: dict[str, Any] = {
         "fraction_train": 1.0,

@@ -13,7 +13,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedcore.engine import WrappedGrid
-from fedcore.telemetry import RoundReport, Traffic
+from fedcore.telemetry import RoundReport, Traffic, skipped
 from strategies.exchange import array_bytes, content_bytes
 
 
@@ -54,6 +54,11 @@ class PlainGrid(WrappedGrid):
             self._round += 1
             self._report(batch, [reply for reply in replies if reply.has_content()])
         return replies
+
+    def skip_round(self, invited: int, reason: str) -> None:
+        """Count and report a round that is not held."""
+        self._round += 1
+        self._on_round(skipped(self._round, invited, reason, inf))
 
     def _report(self, batch: list[Message], answers: list[Message]) -> None:
         traffic = Traffic(

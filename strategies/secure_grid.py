@@ -13,7 +13,7 @@ The clients' half is `clients.secagg_mod`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import getLogger
 from math import inf
@@ -41,9 +41,9 @@ from fedcore.pipeline import (
     model_digest,
 )
 from fedcore.pipeline.envelope import IDENTIFY
-from fedcore.privacy import MatrixGaussian, NoPrivacy, PrivacyLedger, Release, stated_noise
+from fedcore.privacy import Drawn, MatrixGaussian, NoPrivacy, PrivacyLedger, Release, stated_noise
 from fedcore.secagg import roster_digest
-from fedcore.telemetry import RoundReport, Traffic
+from fedcore.telemetry import RoundReport, Traffic, skipped
 from fedcore.vectors import Layout
 from strategies.exchange import RETRY_AT_ONCE
 from strategies.helper_client import Helper
@@ -81,6 +81,8 @@ class SecureGrid(WrappedGrid):
         weight_key: The strategy's `weighted_by_key`.
         clock: For the deadlines of the protocol's stages.
         helper: The second party of secagg=seed_helper.
+        drawn: Says how the nodes that take part had been chosen, for the ledger; unknown if
+            None.
         unix_time: Tells the time by which certificates expire.
         retry_after: Seconds to wait before a device whose message or reply got lost is
             asked the same again, for each time that it is; never beyond the stage's deadline.
@@ -111,6 +113,7 @@ class SecureGrid(WrappedGrid):
         weight_key: str = "num-examples",
         clock: Clock | None = None,
         helper: Helper | None = None,
+        drawn: Callable[[Collection[int]], Drawn] | None = None,
         unix_time: Callable[[], float] = time.time,
         retry_after: Sequence[float] = RETRY_AT_ONCE,
         clip_norm: float | None = None,
@@ -126,6 +129,7 @@ class SecureGrid(WrappedGrid):
         self._weight_key = weight_key
         self._clock = clock or SystemClock()
         self._helper = helper
+        self._drawn = drawn
         self._unix_time = unix_time
         self._retry_after = tuple(retry_after)
         self._registry = None
@@ -210,7 +214,8 @@ class SecureGrid(WrappedGrid):
         )
         traffic, aborted = Traffic(), []
         for number in range(1, plan.attempts + 1):
-            # Refuses a plan that does not fit, and a sum that is too expensive, before any work.
+            # Refuses a plan that does not fit, and a sum that is too expensive, before any work;
+            # amplification is not counted on: it is lost with the first client.
             bound = bind_round(replace(first, attempt=number))
             self.ledger.record(self._release(bound, len(asked)))
             attempt = self._try(bound, asked, content, batch[0].metadata.message_type)
@@ -264,7 +269,8 @@ class SecureGrid(WrappedGrid):
         except RoundAbortedError as error:
             aborted = str(error)
         if current.revealed:
-            self.ledger = self.ledger.record(self._release(bound, current.revealed))
+            drawn = self._drawn and self._drawn([client.node_id for client in seats.clients])
+            self.ledger = self.ledger.record(self._release(bound, current.revealed, drawn))
         if self._registry is not None:
             self._registry.forget(
                 client.node_id
@@ -273,12 +279,24 @@ class SecureGrid(WrappedGrid):
             )
         return _Attempt(bound, mean, seats.traffic + current.traffic, lost | current.lost, aborted)
 
-    def _release(self, bound: BoundRound, survivors: int) -> Release:
+    def _release(self, bound: BoundRound, survivors: int, drawn: Drawn | None = None) -> Release:
         """Return what a sum over `survivors` costs, as a part of the noise's stream."""
-        release = bound.release(survivors)
+        release = bound.release(survivors, drawn)
         if not isinstance(self._noise, MatrixRun):
             return release
         return replace(release, stream=self._noise.tape.stream)
+
+    def skip_round(self, invited: int, reason: str) -> None:
+        """Count and report a round that is not held: nothing is sent or released.
+
+        Args:
+            invited: How many clients it would have had.
+            reason: Why not.
+        """
+        self._round += 1
+        if self._on_round is not None:
+            epsilon = self.ledger.epsilon if self.plan.private else inf
+            self._on_round(skipped(self._round, invited, reason, epsilon))
 
     def _asked(self, batch: list[Message]) -> tuple[Invited, ...]:
         """Return the addressed nodes in the order of their labels."""

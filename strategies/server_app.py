@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +20,20 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedcore.crypto import Entropy, ReplayedEntropy, SystemEntropy
 from fedcore.engine import DroppingGrid, DropScript, SystemClock, to_arrays, to_record
-from fedcore.errors import BudgetExhaustedError, FedcoreError
-from fedcore.job import Job, Preflight, RemoteHelper, check, of_examples
+from fedcore.errors import BudgetExhaustedError, ConfigurationError, FedcoreError
+from fedcore.job import Job, Poisson, Preflight, RemoteHelper, check, of_examples
 from fedcore.job.levels import NOISE_KEY
 from fedcore.models import build
-from fedcore.pipeline import RECORD, CoordinatorNoise, Envelope, FreshNoise, SeedHelper
+from fedcore.pipeline import (
+    RECORD,
+    Bonawitz,
+    CoordinatorNoise,
+    Envelope,
+    FreshNoise,
+    RunPlan,
+    SeedHelper,
+    bind_first,
+)
 from fedcore.privacy import MatrixGaussian, PrivacyLedger
 from fedcore.telemetry import RoundReport
 from fedcore.training import Evaluation, ExampleLevelPrivacy, evaluate, get_arrays, set_arrays
@@ -33,6 +43,7 @@ from strategies.factory import build_strategy
 from strategies.helper_client import Helper, HelperAddress, HelperClient, InProcessHelper
 from strategies.matrix_run import MatrixRun
 from strategies.plain_grid import PlainGrid
+from strategies.sampling import Cohorts
 from strategies.secure_grid import NO_DELTA, SecureGrid
 
 MOST_ABORTED_IN_A_ROW = 3
@@ -83,8 +94,8 @@ def build_server_app(
     observer: Observer | None = None,
     preflight: Preflight | None = None,
     *,
-    retry_after: Sequence[float] = RETRY_AT_ONCE,
     entropy: Entropy | None = None,
+    retry_after: Sequence[float] = RETRY_AT_ONCE,
     noise_file: Path | None = None,
 ) -> ServerApp:
     """Return the ServerApp.
@@ -92,9 +103,9 @@ def build_server_app(
     Args:
         observer: Told about every round; nobody if None.
         preflight: Of the same job, if the caller has it already.
-        retry_after: As in `SecureGrid`.
-        entropy: Of the noise that the coordinator adds; the operating system's if None. For
+        entropy: Of the coordinator's secret choices, and the noise that it adds; the operating system's if None. For
             simulations that must be repeatable.
+        retry_after: As in `SecureGrid`.
         noise_file: Where the secret of correlated noise is kept; by default the file that the
             run configuration names as `noise-file`, and if it names none, only in memory.
     """
@@ -112,7 +123,13 @@ def build_server_app(
         file = noise_file or (Path(named) if isinstance(named, str) and named else None)
         source = entropy or SystemEntropy()
         run = _Run(
-            grid, checked.job, checked, observer, retry_after, entropy=source, noise_file=file
+            grid,
+            checked.job,
+            checked,
+            observer,
+            retry_after=retry_after,
+            entropy=source,
+            noise_file=file,
         )
         run.start()
 
@@ -128,8 +145,8 @@ class _Run:
         job: Job,
         preflight: Preflight,
         observer: Observer | None,
-        retry_after: Sequence[float],
         *,
+        retry_after: Sequence[float],
         entropy: Entropy,
         noise_file: Path | None,
     ) -> None:
@@ -160,7 +177,8 @@ class _Run:
         job = self._job
         if self._observer is not None:
             self._observer.started(job, self._preflight, self._evaluate())
-        strategy = build_strategy(job.strategy, cohort=job.clients_per_round)
+        cohort = 0 if isinstance(job.sampling, Poisson) else job.clients_per_round
+        strategy = build_strategy(job.strategy, cohort=cohort)
         try:
             strategy.start(
                 grid=self._rounds,
@@ -179,26 +197,34 @@ class _Run:
         job, plan, noise = self._job, self._job.plan, self._noise()
         if isinstance(job.faults, DropScript):
             grid = DroppingGrid(grid, job.faults, describe_by(self._labels))
-        secure = None
+        cohorts = Cohorts(
+            self._labels,
+            job.sampling,
+            size=job.clients_per_round,
+            devices=job.clients,
+            seed=job.seed,
+            entropy=self._entropy,
+            spacing=noise if isinstance(noise, MatrixRun) else None,
+        )
         if plan is None:
-            grid = PlainGrid(grid, self._labels, self._keep)
-        else:
-            helper = None
-            if isinstance(plan.secagg, SeedHelper):
-                helper, key = connect_helper(job)
-                plan = replace(plan, secagg=replace(plan.secagg, public_key=key))
-            grid = secure = SecureGrid(
-                grid,
-                plan,
-                on_round=self._keep,
-                labels=self._labels,
-                helper=helper,
-                retry_after=self._retry_after,
-                noise=noise,
-            )
-        run = noise if isinstance(noise, MatrixRun) else None
-        cohorts = CohortGrid(grid, self._labels, job.clients_per_round, job.seed, spacing=run)
-        return cohorts, secure
+            plain = PlainGrid(grid, self._labels, self._keep)
+            return CohortGrid(plain, cohorts, on_skip=plain.skip_round), None
+        helper = None
+        if isinstance(plan.secagg, SeedHelper):
+            helper, key = connect_helper(job)
+            plan = replace(plan, secagg=replace(plan.secagg, public_key=key))
+        secure = SecureGrid(
+            grid,
+            plan,
+            on_round=self._keep,
+            labels=self._labels,
+            helper=helper,
+            drawn=cohorts.executed,
+            retry_after=self._retry_after,
+            noise=noise,
+        )
+        refusal = partial(refused_size, plan, self._preflight.parameters)
+        return CohortGrid(secure, cohorts, refusal=refusal, on_skip=secure.skip_round), secure
 
     def _noise(self) -> CoordinatorNoise:
         """Return what the coordinator adds to sums, if the job wants that."""
@@ -291,8 +317,19 @@ def connect_helper(job: Job) -> tuple[Helper, str]:
 
 
 def coordinator_entropy(seed: int) -> Entropy:
-    """Return what a simulation's coordinator draws its noise from."""
+    """Return what a simulation's coordinator draws its cohorts and its noise from."""
     return ReplayedEntropy(str(seed).encode()).child("coordinator")
+
+
+def refused_size(plan: RunPlan, dim: int, clients: int) -> str | None:
+    """Return why `plan` cannot be carried out by so many clients, or None if it can."""
+    try:
+        if isinstance(plan.secagg, Bonawitz):
+            plan.secagg.check_margin(clients)
+        bind_first(plan, clients=clients, dim=dim)
+    except ConfigurationError as error:
+        return str(error)
+    return None
 
 
 def helper_entropy(seed: int) -> Entropy:

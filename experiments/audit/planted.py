@@ -34,7 +34,7 @@ from fedcore.pipeline import ByExamples
 from fedcore.privacy import PrivacyLedger
 from fedcore.training import Evaluation, ExampleLevelPrivacy, get_arrays, one_thread
 from fedcore.vectors import Layout
-from strategies.cohort import choose_cohort
+from strategies.sampling import choose_cohort
 from strategies.server_app import Progress, build_server_app, coordinator_entropy
 
 Directions: TypeAlias = npt.NDArray[np.float32]

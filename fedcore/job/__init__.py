@@ -3,6 +3,7 @@
 from fedcore.job.costs import Assessment, Cost, assess
 from fedcore.job.levels import BothLevels, of_devices, of_examples
 from fedcore.job.preflight import Preflight, check
+from fedcore.job.sampling import Everyone, FixedSize, Poisson, SamplingConfig
 from fedcore.job.settings import (
     FedAvg,
     FedAvgM,
@@ -23,18 +24,22 @@ __all__ = [
     "Assessment",
     "BothLevels",
     "Cost",
+    "Everyone",
     "FedAvg",
     "FedAvgM",
     "FedOpt",
     "FedProx",
+    "FixedSize",
     "Job",
     "LocalHelper",
     "NoClip",
     "NoFaults",
     "NoQuantize",
+    "Poisson",
     "Preflight",
     "RemoteHelper",
     "Robust",
+    "SamplingConfig",
     "StrategyConfig",
     "assess",
     "check",

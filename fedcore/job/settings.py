@@ -21,6 +21,7 @@ from fedcore.data import DataConfig, Digits, Dirichlet, PartitionConfig
 from fedcore.engine import DropScript
 from fedcore.errors import ConfigurationError
 from fedcore.job.levels import PrivacyConfig, of_devices, of_examples
+from fedcore.job.sampling import Everyone, FixedSize, Poisson, SamplingConfig
 from fedcore.models import Mlp, ModelConfig
 from fedcore.pipeline import (
     AdaptiveClip,
@@ -182,7 +183,7 @@ FaultConfig: TypeAlias = Annotated[DropScript | NoFaults, _BY_KIND]
 _CHOICES: Final = frozenset(
     (
         *("data", "partition", "model", "strategy", "clip", "sparsify", "rotate", "quantize"),
-        *("privacy", "secagg", "weighting", "faults", "helper", "engine"),
+        *("privacy", "secagg", "weighting", "sampling", "faults", "helper", "engine"),
     )
 )
 """Keys whose value is one of several kinds."""
@@ -198,7 +199,7 @@ class Job:
             randomness in a simulation.
         rounds: How many.
         clients: How many devices there are.
-        clients_per_round: How many are invited to a round.
+        clients_per_round: How many are invited to a round; with Poisson sampling, on average.
         classes: How many classes the data must have; None for as many as it has.
         evaluate_every: Test the global model after every so many rounds.
         data: Training examples of the devices, and the coordinator's test examples.
@@ -213,6 +214,7 @@ class Job:
         privacy: Noise in the sum, in local training, or in both.
         secagg: Who sees a single update.
         weighting: What the mean is weighted by.
+        sampling: How the devices of a round are chosen.
         error_feedback: Devices keep what was not sent for their next update.
         dropout: Fraction of a cohort that may disappear before a round is aborted.
         metric_slots: Numbers that a client may report inside the sum.
@@ -241,6 +243,7 @@ class Job:
     privacy: PrivacyConfig = NoPrivacy()
     secagg: Annotated[SecAgg, _BY_KIND] = Bonawitz()
     weighting: Annotated[Weighting, _BY_KIND] = ByExamples()
+    sampling: Annotated[SamplingConfig, _BY_KIND] = FixedSize()
     error_feedback: bool = False
     dropout: float = 0.1
     metric_slots: int = 4
@@ -269,6 +272,7 @@ class Job:
             )
             raise ConfigurationError(msg)
         self._check_combination()
+        self._check_sampling()
 
     @property
     def plan(self) -> RunPlan | None:
@@ -331,6 +335,22 @@ class Job:
             msg = (
                 f"privacy={self.privacy.kind} hides single examples, so their number must not "
                 "weigh the mean: choose weighting=uniform"
+            )
+            raise ConfigurationError(msg)
+
+    def _check_sampling(self) -> None:
+        if isinstance(self.sampling, Everyone) and self.clients_per_round != self.clients:
+            msg = (
+                f"sampling=everyone invites all clients={self.clients}: set clients_per_round to "
+                f"as many, got {self.clients_per_round}"
+            )
+            raise ConfigurationError(msg)
+        amplification = getattr(self.privacy, "amplification", False)
+        if amplification and not isinstance(self.sampling, Poisson):
+            msg = (
+                "privacy.amplification counts a secret choice of devices, and "
+                f"sampling={self.sampling.kind} is public: choose sampling=poisson, or "
+                "privacy.amplification=false"
             )
             raise ConfigurationError(msg)
 

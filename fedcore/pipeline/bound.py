@@ -24,6 +24,7 @@ from fedcore.pipeline.plan import Bonawitz, Modular, RoundPlan, SeedHelper
 from fedcore.privacy import (
     Calibration,
     Distributed,
+    Drawn,
     MatrixGaussian,
     NoPrivacy,
     Release,
@@ -90,8 +91,27 @@ class BoundRound:
         """Ring elements of an upload: the update, then the tally."""
         return self.update_dim + self.tally.dim
 
-    def release(self, survivors: int) -> Release:
-        """Return what the ledger records when a sum over `survivors` is revealed."""
+    def release(self, survivors: int, drawn: Drawn | None = None) -> Release:
+        """Return what the ledger records when a sum over `survivors` is revealed.
+
+        Args:
+            survivors: How many clients are in it.
+            drawn: How all that were invited had been chosen. Once one of them is lost,
+                nothing is known of those who are left.
+        """
+        release = self._release(survivors)
+        if drawn is None or survivors < self.plan.clients:
+            return release
+        wanted = getattr(self.plan.run.privacy, "amplification", False)
+        return replace(
+            release,
+            sampling=drawn.sampling,
+            sampling_rate=drawn.rate,
+            population=drawn.population,
+            amplification_claimed=wanted and drawn.sampling == "poisson",
+        )
+
+    def _release(self, survivors: int) -> Release:
         if self.calibration is not None:
             return Release.of_sum(
                 self.plan.round_number,

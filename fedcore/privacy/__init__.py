@@ -29,6 +29,7 @@ from fedcore.privacy.samplers import (
     sample,
     skellam_table,
 )
+from fedcore.privacy.sampling import Drawn, Sampling
 from fedcore.privacy.target import Found, least_noise
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Distributed",
     "DistributedGaussian",
     "DistributedSkellam",
+    "Drawn",
     "Found",
     "IntegerTable",
     "MatrixGaussian",
@@ -47,6 +49,7 @@ __all__ = [
     "NoPrivacy",
     "PrivacyLedger",
     "Release",
+    "Sampling",
     "SkellamNoise",
     "calibrate",
     "colluding",

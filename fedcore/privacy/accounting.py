@@ -13,8 +13,8 @@ For noise of standard deviation z times the sensitivity:
     Skellam             the same, plus O(1 / variance), see `skellam`           [AKL21]
 
 Amplification by sampling is claimed only where a caller asks for it by name:
-it needs a cohort that is a secret Poisson sample, and the devices that happen
-to be awake and charging are not one.
+it needs a secret sample, and the devices that happen to be awake and charging
+are not one. `fedcore.privacy.sampling` says what a cohort's sampling is worth.
 
 [AKL21]      Agarwal, Kairouz and Liu, https://arxiv.org/abs/2110.04995
 [BS16]       Bun and Steinke, https://arxiv.org/abs/1605.02065
@@ -250,6 +250,38 @@ def poisson_amplified(mechanism: Callable[[Orders], Curve], sampling_rate: float
 
     amplified = _between_integers(bound, _at(None))
     return np.minimum(amplified, mechanism(_at(None)))
+
+
+def sample_amplified(replacement: Callable[[Orders], Curve], sampling_rate: float) -> Curve:
+    """Return the curve of any mechanism on a sample without replacement [WBK19, Theorem 9].
+
+    It bounds what *replacing* a unit changes, also by one that contributes nothing, when
+    the size of the sample is known; `fixed_size_gaussian` is sharper for the Gaussian.
+
+    Args:
+        replacement: Curve of the mechanism when a unit of its sample is replaced, which
+            moves a sum by up to twice the clipping norm; at any orders.
+        sampling_rate: Units in the sample over units to choose from, in (0, 1].
+    """
+    from scipy.special import gammaln, logsumexp  # noqa: PLC0415 - only where amplified
+
+    direct = replacement(np.arange(0.0, max(ORDERS) + 1).clip(min=1.5))
+    pair = direct[2]
+    # min{4 (e^x - 1), 2 e^x}, without overflow.
+    second = min(log(4) + pair + np.log(-np.expm1(-pair)), log(2) + pair)
+
+    def bound(orders: Orders) -> Curve:
+        return np.array([at_integer(int(order)) for order in orders])
+
+    @cache
+    def at_integer(order: int) -> float:
+        j = np.arange(2, order + 1)
+        binomials = gammaln(order + 1) - gammaln(j + 1) - gammaln(order - j + 1)
+        terms = j * log(sampling_rate) + binomials + log(2) + (j - 1) * direct[j]
+        terms[0] = 2 * log(sampling_rate) + binomials[0] + second
+        return float(logsumexp([0.0, *terms])) / (order - 1)
+
+    return np.minimum(_between_integers(bound, _at(None)), replacement(_at(None)))
 
 
 def zcdp_epsilon(rho: float, delta: float) -> float:

@@ -27,6 +27,8 @@ from fedcore.privacy.releases import LARGEST_COUNT, Release, compose
 from fedcore.privacy.rules import check
 
 FORMAT: Final = "fedcore/ledger/v1"
+_VACUOUS: Final = 700.0
+"""e^epsilon is about to leave a float64, and meaning was left long before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,20 @@ class PrivacyLedger:
     def epsilon(self) -> float:
         """What all releases cost together: 0 for none, infinite if one has no noise."""
         return accounting.epsilon(self._spent, self.delta)
+
+    @property
+    def sampler_delta(self) -> float:
+        """What inexact sampling of integer noise adds to `delta`, at most.
+
+        The releases are (`epsilon`, `delta` + this)-private: see `accounting.sampling_delta`.
+        """
+        distance = sum(release.distance for release in self.releases)
+        epsilon = self.epsilon
+        if not distance or epsilon == inf:
+            return 0.0  # nothing is charged, or nothing promised
+        if epsilon > _VACUOUS:
+            return 1.0
+        return min(1.0, accounting.sampling_delta(epsilon, distance=distance, samples=1))
 
     def record(self, release: Release) -> PrivacyLedger:
         """Return the ledger after `release`.

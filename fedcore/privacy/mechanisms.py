@@ -63,6 +63,8 @@ class DistributedGaussian:
         epsilon_budget: Nothing is released beyond it; None for no limit other than `epsilon`.
         colluders: Fraction of the cohort whose noise is not counted.
         max_inflation: A ring in which rounding costs more than this factor of noise is refused.
+        amplification: Whether the ledger counts secret sampling in a device's favour, against
+            those who see the models but not the cohorts; see `fedcore.privacy.sampling`.
     """
 
     kind: Literal["distributed_gaussian"] = "distributed_gaussian"
@@ -72,6 +74,7 @@ class DistributedGaussian:
     epsilon_budget: float | None = None
     colluders: float = 0.0
     max_inflation: float = MAX_INFLATION
+    amplification: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -94,6 +97,8 @@ class DistributedSkellam:
         epsilon_budget: Nothing is released beyond it; None for no limit other than `epsilon`.
         colluders: Fraction of the cohort whose noise is not counted.
         max_inflation: A ring in which rounding costs more than this factor of noise is refused.
+        amplification: Whether the ledger counts secret sampling in a device's favour, against
+            those who see the models but not the cohorts; see `fedcore.privacy.sampling`.
     """
 
     kind: Literal["distributed_skellam"] = "distributed_skellam"
@@ -103,6 +108,7 @@ class DistributedSkellam:
     epsilon_budget: float | None = None
     colluders: float = 0.0
     max_inflation: float = MAX_INFLATION
+    amplification: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -6,7 +6,7 @@ parts of a single mechanism, and together cost what the latest of them has made 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import sqrt
@@ -20,6 +20,8 @@ from fedcore.privacy.calibration import Calibration
 from fedcore.privacy.matrix import MatrixGaussian, spent_participations
 from fedcore.privacy.mechanisms import Mechanism, NoPrivacy, stated_noise
 from fedcore.privacy.rules import check
+from fedcore.privacy.samplers import gaussian_distance, skellam_distance
+from fedcore.privacy.sampling import Sampling
 
 Unit: TypeAlias = Literal["device", "example"]
 NoiseKind: TypeAlias = Literal[
@@ -30,7 +32,6 @@ NoiseKind: TypeAlias = Literal[
     "central_gaussian",
     "matrix_gaussian",
 ]
-Sampling: TypeAlias = Literal["all", "fixed_size_without_replacement", "poisson", "unknown"]
 
 LARGEST_COUNT: Final = 2**53
 """Beyond it a count is no longer exact in a float64."""
@@ -54,9 +55,14 @@ class Release:
         dim: Number of coordinates.
         clients: How many were invited.
         survivors: How many are in the sum, colluders included.
-        sampling: How the cohort, or the batch, was chosen.
-        sampling_rate: The probability to be chosen; matters only if amplification is claimed.
-        amplification_claimed: Whether the cost is reduced for sampling: `sampling` is Poisson.
+        sampling: How the devices in the sum, or the batch, were chosen, as executed.
+        sampling_rate: With which probability each of them was chosen.
+        population: How many there were to choose from; 0 if unknown. Of devices only.
+        amplification_claimed: Whether the cost is reduced for sampling: `sampling` is Poisson,
+            and of devices all that were drawn are in the sum. Their number is public, so it is
+            `clients` out of `population` that counts, not `sampling_rate`. It holds against
+            those who see the models, not against the coordinator; see
+            `fedcore.privacy.sampling`.
         steps: Releases of this kind in the round: 1 for a sum, batches for DP-SGD.
         participations: Of a device in a stream of correlated noise, at most. `noise_multiplier`,
             `norm` and `sigma_local` are then those of the stream with all of them.
@@ -76,6 +82,7 @@ class Release:
     survivors: int = 1
     sampling: Sampling = "unknown"
     sampling_rate: float = 1.0
+    population: int = 0
     amplification_claimed: bool = False
     steps: int = 1
     participations: int = 1
@@ -109,6 +116,21 @@ class Release:
                 (
                     f"amplification must not be claimed for sampling={self.sampling}: when units "
                     "are added or removed, it holds for secret Poisson samples only"
+                ),
+            ),
+            (
+                not self.population or self.clients <= self.population <= LARGEST_COUNT,
+                f"population must be at least clients={self.clients}, got {self.population}",
+            ),
+            (
+                not self._claims_for_devices or self.population > 0,
+                "amplification must not be claimed for an unknown population",
+            ),
+            (
+                not self._claims_for_devices or self.survivors == self.clients,
+                (
+                    f"amplification must not be claimed for {self.survivors} survivors out of "
+                    f"{self.clients} devices drawn: the lost ones had no chance to be in the sum"
                 ),
             ),
         )
@@ -172,12 +194,33 @@ class Release:
         return self.mechanism == "matrix_gaussian"
 
     @property
+    def distance(self) -> float:
+        """How far the integer noise of all clients together is from its distribution, at most.
+
+        Statistical (total variation) distance; distances of independent samples add up.
+        Floating-point noise ("gaussian", "matrix_gaussian") has no such bound and is not counted.
+        """
+        if self.mechanism in {"none", "gaussian", "matrix_gaussian"} or not self.sigma_local:
+            return 0.0
+        of_one = (
+            skellam_distance(self.sigma_local**2)
+            if self.mechanism == "distributed_skellam"
+            else gaussian_distance(self.sigma_local)
+        )
+        draws = self.clients if self._distributed else 1
+        return draws * self.dim * of_one
+
+    @property
     def _distributed(self) -> bool:
         return self.mechanism in {"distributed_gaussian", "distributed_skellam"}
 
     @property
     def _of_integers(self) -> bool:
         return self._distributed or self.mechanism in {"central_gaussian", "matrix_gaussian"}
+
+    @property
+    def _claims_for_devices(self) -> bool:
+        return self.amplification_claimed and self.unit == "device"
 
     @property
     def _claimed(self) -> float:
@@ -211,7 +254,6 @@ def _step_curve(release: Release) -> Curve:
     z = release.noise_multiplier
     if release.mechanism == "none" or z < _NEGLIGIBLE_NOISE:
         return accounting.everything()
-    claims = release.amplification_claimed and release.sampling_rate < 1
     if release.correlated:
         spent = spent_participations(
             release.round_number,
@@ -219,13 +261,25 @@ def _step_curve(release: Release) -> Curve:
             participations=release.participations,
         )
         return accounting.gaussian(z) * (spent / release.participations)
-    if release.mechanism == "gaussian":
-        if claims:
-            return accounting.poisson_gaussian(z, release.sampling_rate)
-        return accounting.gaussian(z)
+    if release.amplification_claimed and release.unit == "example" and release.sampling_rate < 1:
+        return accounting.poisson_gaussian(z, release.sampling_rate)
+    direct = _mechanism(release)(np.array(accounting.ORDERS))
+    if not release.amplification_claimed or release.unit == "example":
+        return direct
+    # To replace a unit is to remove one and add one: twice the sensitivity, same noise.
+    doubled = replace(
+        release, noise_multiplier=z / 2, norm=2 * release.norm, amplification_claimed=False
+    )
+    rate = release.clients / release.population
+    return np.minimum(direct, accounting.sample_amplified(_mechanism(doubled), rate))
 
-    def mechanism(orders: Orders) -> Curve:
-        if release.mechanism == "central_gaussian":
+
+def _mechanism(release: Release) -> Callable[[Orders], Curve]:
+    """Return the curve of one release, without sampling, at any orders."""
+    z = release.noise_multiplier
+
+    def curve(orders: Orders) -> Curve:
+        if release.mechanism in {"gaussian", "central_gaussian"}:
             return accounting.gaussian(z, orders)
         if release.mechanism == "distributed_skellam":
             return accounting.skellam(z, norm=release.norm, dim=release.dim, orders=orders)
@@ -238,9 +292,7 @@ def _step_curve(release: Release) -> Curve:
             orders=orders,
         )
 
-    if claims:
-        return accounting.poisson_amplified(mechanism, release.sampling_rate)
-    return mechanism(np.array(accounting.ORDERS))
+    return curve
 
 
 def compose(releases: Iterable[Release]) -> Curve:

@@ -165,14 +165,17 @@ def _invert(table: IntegerTable, words: Words, refine: Callable[[], Words]) -> I
     buckets = (words >> np.uint64(64 - table.guide_bits)).view(np.int64)
     samples = table.guide[buckets].astype(np.int64)
     undecided = np.flatnonzero(samples == _UNDECIDED)
-    first = np.searchsorted(table.high, words[undecided], side="left")
-    last = np.searchsorted(table.high, words[undecided], side="right")
+    upper = words[undecided]
+    first = np.searchsorted(table.high, upper, side="left")
     samples[undecided] = table.lowest + first
-    ties = np.flatnonzero(first != last)
+    # Above every C_i the clipped index points to a smaller one, which is no tie.
+    ties = np.flatnonzero(table.high.take(first, mode="clip") == upper)
     if ties.size:
+        first = first[ties]
+        last = np.searchsorted(table.high, upper[ties], side="right")
         lower = refine()[undecided[ties]]
-        for tie, word in zip(ties.tolist(), lower, strict=True):
-            among = table.low[first[tie] : last[tie]]
+        for tie, start, stop, word in zip(ties.tolist(), first, last, lower, strict=True):
+            among = table.low[start:stop]
             samples[undecided[tie]] += np.searchsorted(among, word, side="right")
     return samples
 
@@ -199,8 +202,7 @@ def discrete_gaussian_table(sigma: float) -> IntegerTable:
         ConfigurationError: `sigma` is not in (0, MAX_SIGMA].
     """
     _check_sigma("sigma", sigma)
-    # P[|X| > t] <= 2 exp(-t^2 / 2 sigma^2), as for the Gaussian [CKS20, section 3].
-    reach = ceil(sigma * sqrt(2 * log(2) * (_TAIL_BITS + 1)))
+    reach = _gaussian_reach(sigma)
     variance = Fraction(sigma) ** 2
     with localcontext() as context:
         context.prec = 2 + ceil(_PRECISION * log(2) / log(10))
@@ -244,6 +246,28 @@ def skellam_table(variance: float) -> IntegerTable:
     return _symmetric_table([here, *reversed(weights)])
 
 
+def gaussian_distance(sigma: float) -> float:
+    """Return the `distance` of `discrete_gaussian_table` without building the table."""
+    return _distance(_gaussian_reach(sigma))
+
+
+def skellam_distance(variance: float) -> float:
+    """Return the `distance` of `skellam_table` without building the table."""
+    return _distance(_skellam_reach(variance, _TAIL_BITS + 1))
+
+
+def _distance(reach: int) -> float:
+    """Return how far a table of -reach..reach is from its distribution."""
+    # Each of the cumulative values is at most 2^-128 too small; the rest is the cut tail.
+    return (2 * reach + 1) * 2.0**-128 + 2.0**-_TAIL_BITS
+
+
+def _gaussian_reach(sigma: float) -> int:
+    """Return a t with P[|X| > t] <= 2^-_TAIL_BITS."""
+    # P[|X| > t] <= 2 exp(-t^2 / 2 sigma^2), as for the Gaussian [CKS20, section 3].
+    return ceil(sigma * sqrt(2 * log(2) * (_TAIL_BITS + 1)))
+
+
 def _skellam_reach(variance: float, bits: int) -> int:
     """Return a t with P[X > t] <= 2^-bits, by Chernoff's bound.
 
@@ -268,9 +292,7 @@ def _symmetric_table(weights: Sequence[int]) -> IntegerTable:
     guide, guide_bits = _guide(high, lowest=-reach)
     for array in (low, high, guide):
         array.setflags(write=False)
-    # Each of the cumulative values is at most 2^-128 too small; the rest is the cut tail.
-    distance = (len(sums) + 1) * 2.0**-128 + 2.0**-_TAIL_BITS
-    return IntegerTable(-reach, high, low, guide, guide_bits, distance)
+    return IntegerTable(-reach, high, low, guide, guide_bits, _distance(reach))
 
 
 def _guide(high: Words, lowest: int) -> tuple[npt.NDArray[np.int32], int]:

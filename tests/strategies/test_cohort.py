@@ -7,9 +7,12 @@ from flwr.serverapp.strategy import FedAvg
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedcore.crypto import ReplayedEntropy
 from fedcore.engine import InProcessGrid, SystemClock, VirtualClock, WrappedGrid
 from fedcore.errors import ConfigurationError
-from strategies.cohort import CohortGrid, choose_cohort, discover
+from fedcore.job import FixedSize
+from strategies.cohort import CohortGrid, discover
+from strategies.sampling import Cohorts, choose_cohort
 from tests.strategies.federation import RecordingGrid, SilentGrid, initial, plain_app
 
 label_sets = st.sets(st.text(max_size=6), min_size=1, max_size=30)
@@ -116,11 +119,24 @@ def test_more_nodes_than_needed_are_all_found():
     assert len(found(named_app(str), 5, nodes=2, clock=SystemClock())) == 5
 
 
+def public_cohorts(labels, **changes):
+    """Three of `labels` a round, by a seed that everybody knows."""
+    return Cohorts(
+        labels,
+        FixedSize(),
+        size=3,
+        devices=len(labels),
+        seed=5,
+        entropy=ReplayedEntropy(b"cohort"),
+        **changes,
+    )
+
+
 def test_an_unmodified_strategy_trains_exactly_the_cohort_of_each_round():
     labels = {1000 + n: f"device-{n}" for n in range(8)}
     with InProcessGrid(plain_app(), [{}] * 8, {}) as nodes:
         wire = RecordingGrid(nodes)
-        grid = CohortGrid(wire, labels, size=3, seed=5)
+        grid = CohortGrid(wire, public_cohorts(labels))
         strategy = FedAvg(
             fraction_train=1.0, fraction_evaluate=0.0, min_train_nodes=3, min_available_nodes=3
         )
@@ -134,7 +150,7 @@ def test_an_unmodified_strategy_trains_exactly_the_cohort_of_each_round():
 def test_only_training_ends_a_round_and_rounds_may_start_later():
     labels = {1000 + n: str(n) for n in range(8)}
     with InProcessGrid(plain_app(), [{}] * 8, {}) as nodes:
-        grid = CohortGrid(nodes, labels, size=3, seed=5, first_round=7)
+        grid = CohortGrid(nodes, public_cohorts(labels, first_round=7))
         first = grid.get_node_ids()
         assert [labels[node] for node in first] == choose_cohort(
             labels.values(), 3, seed=5, round_number=7

@@ -16,7 +16,7 @@ from fedcore.pipeline import Modular, Uniform
 from fedcore.pipeline.envelope import STAGES
 from fedcore.privacy import DistributedGaussian, DistributedSkellam
 from fedcore.training import ExampleLevelPrivacy, get_arrays
-from strategies.cohort import choose_cohort
+from strategies.sampling import choose_cohort
 from strategies.server_app import MOST_ABORTED_IN_A_ROW, build_server_app, describe_by
 from tests.strategies.federation import RecordingGrid, node_of
 from tests.strategies.jobs import CLEAR, JOB, OPEN, PLAIN, SIGNED, Recorder, model_bytes, run_job

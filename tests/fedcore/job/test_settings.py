@@ -11,15 +11,18 @@ from fedcore.data import Digits, Dirichlet, HubDataset, Iid, Natural, NpzFile, S
 from fedcore.engine import DropScript
 from fedcore.errors import ConfigurationError
 from fedcore.job import (
+    Everyone,
     FedAvg,
     FedAvgM,
     FedOpt,
     FedProx,
+    FixedSize,
     Job,
     LocalHelper,
     NoClip,
     NoFaults,
     NoQuantize,
+    Poisson,
     RemoteHelper,
     Robust,
     explain,
@@ -77,6 +80,7 @@ KINDS = {
         NoSecAgg(),
     ],
     "weighting": [ByExamples(7), Uniform()],
+    "sampling": [FixedSize(), Poisson()],
     "faults": [DropScript(stages=("share", "upload", "endorse")), NoFaults()],
     "helper": [LocalHelper(), RemoteHelper("host:1", KEY, "ca.pem", "own.pem", "own.key")],
 }
@@ -90,6 +94,8 @@ COMBINED = [
     PLAIN | {"strategy": FedOpt("fedadagrad")},
     {"quantize": Quantize(8), "rotate": NoRotation()},
     {"error_feedback": True, "sparsify": RandomK(0.1)},
+    {"sampling": Everyone(), "clients_per_round": 12},
+    UNIFORM | {"sampling": Poisson(), "privacy": DistributedGaussian(**NOISE, amplification=True)},
 ]
 SCALARS = {
     "name": "other", "seed": 5, "rounds": 3, "clients": 12, "clients_per_round": 4, "classes": 10,
@@ -108,6 +114,18 @@ def test_a_job_survives_its_json(choices):
     job = replace(Job(), **({"clients": 12} | choices))
     assert Job.from_json(job.to_json()) == job
     assert "\n" not in job.to_json()
+
+
+@pytest.mark.parametrize("sampling", [FixedSize(), Everyone()])
+def test_amplification_is_refused_where_everybody_can_tell_who_takes_part(sampling):
+    privacy = DistributedGaussian(**NOISE, amplification=True)
+    with pytest.raises(ConfigurationError, match=f"sampling={sampling.kind} is public"):
+        Job(privacy=privacy, weighting=Uniform(), sampling=sampling)
+
+
+def test_everyone_means_all_clients():
+    with pytest.raises(ConfigurationError, match="invites all clients=10: set clients_per_round"):
+        Job(sampling=Everyone(), clients_per_round=9)
 
 
 def test_every_field_was_tried():

@@ -23,6 +23,7 @@ from fedcore.privacy.accounting import (
     nothing,
     poisson_amplified,
     poisson_gaussian,
+    sample_amplified,
     skellam,
     tau,
 )
@@ -266,3 +267,37 @@ def test_dp_sgd_costs_what_the_mnist_example_of_opacus_reports(sigma, epochs, pu
     step = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma))
     exact.compose(step, steps)
     assert exact.get_epsilon(DELTA) <= epsilon(curve, DELTA) < classic
+
+
+@pytest.mark.parametrize("sigma", [1.0, 3.0])
+@pytest.mark.parametrize(("sample", "population"), [(1, 4), (2, 6), (2, 20)])
+def test_a_known_sample_leaks_at_most_what_is_accounted(sigma, sample, population):
+    # Everybody else holds -1; the one that is replaced held 1, or holds nothing.
+    y = np.linspace(-25 * sigma - sample, 25 * sigma + sample, 40_001)
+
+    def density(mean):
+        return np.exp(-((y - mean) ** 2) / (2 * sigma**2)) / sqrt(2 * pi * sigma**2)
+
+    rate = sample / population
+    without = (1 - rate) * density(-sample)
+    curve = sample_amplified(lambda orders: gaussian(sigma / 2, orders), rate)
+    for value, other in ((1, -1), (1, 0), (-1, 1), (0, 1)):
+        p = without + rate * density(value - (sample - 1))
+        q = without + rate * density(other - (sample - 1))
+        for order in (1.5, 2.0, 3.0, 8.0):
+            # p (p / q)^(order - 1), without overflow.
+            ratio = np.exp((order - 1) * (np.log(p) - np.log(q)))
+            exact = log(np.sum(p * ratio) * (y[1] - y[0])) / (order - 1)
+            assert exact <= curve[ORDERS.index(order)]
+
+
+def test_a_sample_of_everybody_costs_what_replacing_costs():
+    curve = sample_amplified(lambda orders: gaussian(3.0, orders), 1.0)
+    assert curve.tolist() == gaussian(3.0).tolist()
+
+
+def test_a_tiny_sample_costs_next_to_nothing_also_without_overflow():
+    curve = sample_amplified(lambda orders: gaussian(0.05, orders), 1e-6)
+    assert np.isfinite(curve).all()
+    quiet = sample_amplified(lambda orders: gaussian(5.0, orders), 1e-4)
+    assert quiet[ORDERS.index(2.0)] < 1e-8

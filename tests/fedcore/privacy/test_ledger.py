@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import FrozenInstanceError, asdict, replace
+from math import exp
 from time import perf_counter
 
 import pytest
@@ -16,10 +17,12 @@ from fedcore.privacy import (
     PrivacyLedger,
     Release,
     calibrate,
+    discrete_gaussian_table,
     epsilon,
     epsilon_of,
+    skellam_table,
 )
-from fedcore.privacy.accounting import gaussian, poisson_gaussian
+from fedcore.privacy.accounting import fixed_size_gaussian, gaussian, poisson_gaussian
 
 DELTA = 1e-5
 CALIBRATION = calibrate(
@@ -158,7 +161,9 @@ def test_devices_and_examples_are_never_added_up():
 
 @every_mechanism
 def test_claiming_amplification_lowers_the_cost_of_a_poisson_cohort(kind):
-    plain = replace(of_sum(1, kind), sampling="poisson", sampling_rate=0.05)
+    plain = replace(
+        of_sum(1, kind, survivors=100), sampling="poisson", sampling_rate=0.05, population=2000
+    )
     claimed = replace(plain, amplification_claimed=True)
     assert ledger_of(claimed).epsilon < 0.5 * ledger_of(plain).epsilon
     assert ledger_of(plain).epsilon == ledger_of(of_sum(1, kind)).epsilon
@@ -167,7 +172,63 @@ def test_claiming_amplification_lowers_the_cost_of_a_poisson_cohort(kind):
 @pytest.mark.parametrize("sampling", ["all", "fixed_size_without_replacement", "unknown"])
 def test_amplification_is_refused_for_a_cohort_that_is_no_poisson_sample(sampling):
     with pytest.raises(ConfigurationError, match="amplification must not be claimed"):
-        replace(of_sum(1), sampling=sampling, sampling_rate=0.1, amplification_claimed=True)
+        replace(
+            of_sum(1, survivors=100), sampling=sampling, population=2000, amplification_claimed=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"survivors": 99}, "99 survivors out of 100 devices drawn"),
+        ({"population": 0}, "unknown population"),
+        ({"population": 99}, "population must be at least clients=100, got 99"),
+    ],
+)
+def test_amplification_is_refused_for_what_is_no_uniform_choice(change, message):
+    drawn = replace(of_sum(1, survivors=100), sampling="poisson", population=2000)
+    with pytest.raises(ConfigurationError, match=message):
+        replace(drawn, amplification_claimed=True, **change)
+
+
+@every_mechanism
+def test_amplification_counts_the_size_that_shows_and_twice_the_sensitivity(kind):
+    drawn = replace(of_sum(1, kind, survivors=100), sampling="poisson", sampling_rate=0.9)
+    few = replace(drawn, population=1000, amplification_claimed=True)
+    # The rate of the draw does not matter once the size of the sample is known.
+    assert few.curve.tolist() == replace(few, sampling_rate=0.1).curve.tolist()
+    expected = fixed_size_gaussian(CALIBRATION.noise_multiplier, 100, 1000)
+    # dp-accounting's bound is for the Gaussian alone, and a little sharper.
+    small = slice(10, 40)
+    assert (few.curve[small] > 0.9 * expected[small]).all()
+    assert (few.curve[small] < 1.3 * expected[small]).all()
+    # Half of the population: sampling helps less than replacing costs.
+    half = replace(drawn, population=200, amplification_claimed=True)
+    assert half.curve.tolist() == drawn.curve.tolist()
+
+
+@every_mechanism
+def test_the_distance_of_the_noise_tables_is_charged_to_delta(kind):
+    release = of_sum(1, kind)
+    table = (
+        discrete_gaussian_table(CALIBRATION.sigma_local)
+        if kind == "distributed_gaussian"
+        else skellam_table(CALIBRATION.sigma_local**2)
+    )
+    assert release.distance == pytest.approx(100 * 4096 * table.distance, rel=1e-12)
+    ledger = ledger_of(release, of_sum(2, kind))
+    expected = (1 + exp(ledger.epsilon)) * 2 * release.distance
+    assert ledger.sampler_delta == pytest.approx(expected, rel=1e-12)
+    assert 0 < ledger.sampler_delta < 1e-20
+    assert ledger_of().sampler_delta == 0
+
+
+def test_nothing_is_charged_where_no_table_is_used_or_nothing_is_promised():
+    assert ledger_of(dp_sgd()).sampler_delta == 0
+    assert ledger_of(of_sum(1, "none")).sampler_delta == 0
+    loud = ledger_of(replace(of_sum(1), noise_multiplier=0.02))
+    assert loud.epsilon > 700
+    assert loud.sampler_delta == 1
 
 
 def test_noise_that_the_survivors_cannot_have_added_is_refused():
