@@ -18,7 +18,7 @@ import shlex
 import sys
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import lru_cache
 from itertools import pairwise
 from math import exp, inf, isclose, isfinite, isnan
@@ -345,7 +345,9 @@ def _started(values: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
         return values
     # Annotations are strings here: zero for numbers, None for what may be unknown.
     unknown = {
-        entry.name: 0 if entry.type in {"int", "float"} else None for entry in fields(Summary)
+        entry.name: 0 if entry.type in {"int", "float"} else None
+        for entry in fields(Summary)
+        if entry.default is MISSING
     }
     return {**unknown, "experiment": folder.resolve().name, **values}
 

@@ -22,7 +22,7 @@ from fedcore.pipeline.envelope import IDENTIFY
 from fedcore.secagg import Certificate
 from fedcore.secagg.identity import Credential
 from fedcore.telemetry import Traffic
-from strategies.exchange import content_bytes, exchange
+from strategies.exchange import RETRY_AT_ONCE, content_bytes, exchange
 from strategies.secure_round import Invited, record_of
 
 
@@ -50,6 +50,7 @@ class Registry:
         clock: For their deadline.
         authority: Public key of the root that enrolled the devices, 32 bytes.
         unix_time: For the expiry of certificates.
+        retry_after: As in `exchange`.
         certificates: What is known, by node id.
     """
 
@@ -57,6 +58,7 @@ class Registry:
     clock: Clock
     authority: bytes
     unix_time: Callable[[], float] = time.time
+    retry_after: Sequence[float] = RETRY_AT_ONCE
     certificates: dict[int, Certificate] = field(default_factory=dict)
 
     def seat(self, bound: BoundRound, asked: Sequence[Invited], message_type: str) -> Seats:
@@ -92,19 +94,28 @@ class Registry:
             for client in asked
             if client.node_id not in self.certificates
         }
-        traffic = Traffic(down_total=sum(content_bytes(m.content) for m in questions.values()))
-        seconds = bound.plan.run.stage_seconds
-        for node_id, reply in exchange(self.grid, questions, seconds=seconds, clock=self.clock):
+        sent: list[Message] = []
+        received = 0
+        replies = exchange(
+            self.grid,
+            questions,
+            seconds=bound.plan.run.stage_seconds,
+            clock=self.clock,
+            retry_after=self.retry_after,
+            sent=sent.append,
+        )
+        for node_id, reply in replies:
             if not reply.has_content():
                 continue
-            traffic += Traffic(up_total=content_bytes(reply.content))
+            received += content_bytes(reply.content)
             try:
                 answer = Credential.from_bytes(typed(record_of(reply), "message", bytes))
                 answer.check_node(node_id, self.authority, now)
             except PeerProtocolError:
                 continue
             self.certificates[node_id] = answer.certificate
-        return traffic
+        asked_bytes = sum(content_bytes(message.content) for message in sent)
+        return Traffic(down_total=asked_bytes, up_total=received)
 
 
 def _question(bound: BoundRound, client: Invited, message_type: str) -> Message:

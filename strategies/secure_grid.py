@@ -135,7 +135,7 @@ class SecureGrid(WrappedGrid):
         self._registry = None
         if isinstance(self.plan.secagg, Bonawitz) and self.plan.secagg.authority is not None:
             authority = bytes.fromhex(self.plan.secagg.authority)
-            self._registry = Registry(grid, self._clock, authority, unix_time)
+            self._registry = Registry(grid, self._clock, authority, unix_time, self._retry_after)
         self._noise = noise or _noise_of(self.plan)
         if isinstance(self.plan.privacy, MatrixGaussian) != isinstance(self._noise, MatrixRun):
             msg = "privacy=matrix_gaussian, and nothing else, takes its noise from a MatrixRun"

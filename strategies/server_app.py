@@ -103,8 +103,8 @@ def build_server_app(
     Args:
         observer: Told about every round; nobody if None.
         preflight: Of the same job, if the caller has it already.
-        entropy: Of the coordinator's secret choices, and the noise that it adds; the operating system's if None. For
-            simulations that must be repeatable.
+        entropy: Of the coordinator's secret choices, and of the noise that it adds; the
+            operating system's if None. For simulations that must be repeatable.
         retry_after: As in `SecureGrid`.
         noise_file: Where the secret of correlated noise is kept; by default the file that the
             run configuration names as `noise-file`, and if it names none, only in memory.
@@ -118,13 +118,16 @@ def build_server_app(
             if context.run_config.get("job")
             else Job()
         )
-        checked = preflight or check(job)
+        checked = preflight
+        if checked is None:
+            checked = check(job)
+            job = checked.job  # its noise is stated now
         named = context.run_config.get("noise-file")
         file = noise_file or (Path(named) if isinstance(named, str) and named else None)
         source = entropy or SystemEntropy()
         run = _Run(
             grid,
-            checked.job,
+            job,
             checked,
             observer,
             retry_after=retry_after,

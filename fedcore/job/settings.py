@@ -35,7 +35,7 @@ from fedcore.pipeline import (
 )
 from fedcore.pipeline.envelope import STAGES
 from fedcore.pipeline.plan import Rotate, SecAgg, Sparsify, Weighting, canonical_json
-from fedcore.privacy import NoPrivacy
+from fedcore.privacy import MatrixGaussian, NoPrivacy
 from fedcore.training import LocalTraining
 
 
@@ -339,13 +339,20 @@ class Job:
             raise ConfigurationError(msg)
 
     def _check_sampling(self) -> None:
+        spaced = isinstance(of_devices(self.privacy), MatrixGaussian)
+        if spaced and not isinstance(self.sampling, FixedSize):
+            msg = (
+                "privacy=matrix_gaussian needs cohorts that keep their distance: choose "
+                f"sampling=fixed, got sampling={self.sampling.kind}"
+            )
+            raise ConfigurationError(msg)
         if isinstance(self.sampling, Everyone) and self.clients_per_round != self.clients:
             msg = (
                 f"sampling=everyone invites all clients={self.clients}: set clients_per_round to "
                 f"as many, got {self.clients_per_round}"
             )
             raise ConfigurationError(msg)
-        amplification = getattr(self.privacy, "amplification", False)
+        amplification = getattr(of_devices(self.privacy), "amplification", False)
         if amplification and not isinstance(self.sampling, Poisson):
             msg = (
                 "privacy.amplification counts a secret choice of devices, and "

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,8 @@ def helper(enrolled, tls, tmp_path):
         ],
         cwd=Path(deploy.__file__).parents[1],
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # A job in a shell's background inherits an ignored SIGINT, and so would this one.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - C only
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -189,7 +189,7 @@ BAD = [
     (["roundz=3"], "Could not override 'roundz'. (Key 'roundz' is not in struct)"),
     (["clip.norm=-1"], "clip.norm must be positive and finite, got -1"),
     (["clip.nrm=1"], "Could not override 'clip.nrm'"),
-    (["clip=round"], "Available options in 'clip': loose none norm tight"),
+    (["clip=round"], "Available options in 'clip': adaptive loose none norm per_layer tight"),
     (["sparsify=random_k", "sparsify.fraction=2"], "sparsify.fraction must be in (0, 1], got 2"),
     (["clients_per_round=20"], "clients_per_round must be at most clients=10, got 20"),
     (["data=npz"], "data.path: a value is missing"),

@@ -21,6 +21,7 @@ from fedcore.pipeline import Bonawitz, NoSecAgg, RoundPlan, SeedHelper
 from fedcore.pipeline.envelope import Envelope
 from fedcore.ring import Ring, pack, unpack
 from fedcore.secagg import Certificate, Plan, decode, dump_state, encode, load_state
+from fedcore.secagg.identity import Credential
 from fedcore.secagg.messages import Invitation, Reply
 from fedcore.secagg.seed_helper import HelperPlan, open_round
 from fedcore.secagg.seed_helper.messages import CloseRequest, MaskSum, SeedBox, Voucher
@@ -247,6 +248,13 @@ def _parts() -> list[Target]:
             Certificate.from_bytes,
             PeerProtocolError,
             Certificate.to_bytes,
+        ),
+        Target(
+            "credential",
+            [Credential.of_node(identity_of(0), 7).to_bytes()],
+            Credential.from_bytes,
+            PeerProtocolError,
+            Credential.to_bytes,
         ),
         Target(
             "box of shares",

@@ -10,11 +10,11 @@ from fedcore.codec import Clip
 from fedcore.crypto import ReplayedEntropy, SystemEntropy
 from fedcore.engine import FaultyGrid, run_in_process
 from fedcore.errors import BudgetExhaustedError, ConfigurationError
-from fedcore.job import FedAvgM, check
+from fedcore.job import Everyone, FedAvgM, FixedSize, Poisson, check
 from fedcore.pipeline import FreshNoise, Modular, NoiseTape, Uniform
 from fedcore.privacy import MatrixGaussian, PrivacyLedger
-from strategies.cohort import CohortGrid
 from strategies.matrix_run import MatrixRun
+from strategies.sampling import Cohorts
 from strategies.server_app import build_server_app
 from tests.fedcore.pipeline.rounds import bound_round, private_plan
 from tests.strategies.federation import ROOMY, client_app, losing, play
@@ -100,23 +100,28 @@ def test_cohorts_keep_their_distance_and_wear_devices_evenly():
     ))  # fmt: skip
     labels = {node: str(node) for node in range(13)}
     seen: dict[int, list[int]] = {}
-    grid = CohortGrid(NoGrid(), labels, 3, seed=5, spacing=run)
+    cohorts = Cohorts(
+        labels, FixedSize(), size=3, devices=13, seed=5, entropy=ReplayedEntropy(b""), spacing=run
+    )
     for number in range(1, 22):
-        cohort = grid.get_node_ids()
-        assert cohort == grid.get_node_ids()
+        cohort = cohorts.current()
+        assert cohort == cohorts.current()
+        assert cohorts.executed(cohort).sampling == "unknown"  # whoever took part less comes first
         run.invite([labels[node] for node in cohort], number)
         for node in cohort:
             seen.setdefault(node, []).append(number)
-        grid._round += 1
+        cohorts.finish()
     assert all(min(np.diff(rounds)) >= 4 for rounds in seen.values())
     assert max(map(len, seen.values())) <= 5
     # 13 devices, 5 times each, 3 a round: 21 rounds, and not one more.
     with pytest.raises(BudgetExhaustedError, match="round 22 needs 3 devices, but only"):
-        grid.get_node_ids()
+        cohorts.current()
 
 
-class NoGrid:
-    """What is never asked."""
+@pytest.mark.parametrize("sampling", [Poisson(), Everyone()])
+def test_correlated_noise_refuses_cohorts_that_do_not_keep_their_distance(sampling):
+    with pytest.raises(ConfigurationError, match="sampling=fixed"):
+        check_job(sampling=sampling)
 
 
 def test_a_fleet_too_small_is_refused_before_training():

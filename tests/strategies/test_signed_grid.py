@@ -307,5 +307,5 @@ def test_a_new_identity_in_every_run_gives_the_same_arrays():
 def test_the_coordinator_tells_the_time_by_the_clock_that_it_was_given():
     played = play(client_app(seed=1), SIGNED, unix_time=lambda: float(FAR_FUTURE))
     (report,) = played.reports
-    assert (report.survivors, report.lost) == (0, {"advertise": 10})
+    assert (report.survivors, report.lost) == (0, {"identify": 10})
     assert play(client_app(seed=1), SIGNED, unix_time=lambda: 0.0).reports[0].survivors == 10

@@ -1,3 +1,5 @@
+from math import sqrt
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,7 +23,8 @@ def test_the_vector_is_clipped_and_its_answer_stands_behind_it(x, norm, weight):
     np.testing.assert_array_equal(y[:-1], clip_norm(x, norm))
     assert y[-1] == (1 if np.linalg.norm(x) <= norm else -1) * weight * norm
     assert np.linalg.norm(y) <= bound.target.norm * (1 + 1e-12)
-    assert bound.target == Reals(len(x) + 1, norm=np.hypot(norm, weight * norm))
+    assert bound.target.norm == pytest.approx(norm * sqrt(1 + weight**2))
+    assert bound.target == Reals(len(x) + 1, norm=bound.target.norm)
     np.testing.assert_array_equal(bound.decode(y), y[:-1])
 
 

@@ -18,7 +18,14 @@ from fedcore.secagg.seed_helper.coordinator import AwaitingInputs, AwaitingMaskS
 from fedcore.secagg.seed_helper.loopback import run_helper_round
 from fedcore.secagg.seed_helper.messages import MaskSum, SeedBox
 from fedcore.secagg.server import invite
-from tests.fedcore.secagg.rehearsal import ROOT, at_stage, complete_plan, identity_of, signed_plan
+from tests.fedcore.secagg.rehearsal import (
+    ROOT,
+    at_stage,
+    complete_plan,
+    identity_of,
+    keys_of,
+    signed_plan,
+)
 
 ENTROPY = ReplayedEntropy(b"boundaries")
 HELPER = KeyPair.generate(ENTROPY, "helper-key")
@@ -54,7 +61,7 @@ def certified_until(expires_at: int) -> Identity:
 def test_where_no_time_is_named_it_is_second_zero():
     """A certificate that expires with the first second is still valid, one of before is not."""
     plan = signed_plan(3)
-    server, invitations = invite(plan)
+    server, invitations = invite(plan, keys_of(plan))
     state, advertisement = join(invitations[0], ENTROPY, identity=certified_until(1))
     server = server.on_advertisement(0, advertisement)
     peers = {}
@@ -70,7 +77,7 @@ def test_where_no_time_is_named_it_is_second_zero():
         join(invitations[0], ENTROPY, identity=certified_until(0))
     _, late = join(invitations[0], ENTROPY, identity=certified_until(0), now=-1)
     with pytest.raises(PeerProtocolError, match="expired at 0, it is 0"):
-        invite(plan)[0].on_advertisement(0, late)
+        invite(plan, keys_of(plan))[0].on_advertisement(0, late)
     state, _ = join(invitations[1], ENTROPY.child("1"), identity=identity_of(1))
     with pytest.raises(PeerProtocolError, match="expired at 0, it is 0"):
         state.on_roster(Roster({0: late, 2: peers[2]}), ENTROPY, identity=identity_of(1))
