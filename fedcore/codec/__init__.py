@@ -1,10 +1,13 @@
 """Composable stages that turn an update into ring elements whose sum decodes to the sum."""
 
+from fedcore.codec.broadcast import Broadcast, Delta, Full, apply_update
 from fedcore.codec.clip import Clip
+from fedcore.codec.compressors import Compressor, Qsgd, SparseTernary, TopK
 from fedcore.codec.embed import Embed, narrowest_ring
 from fedcore.codec.quantize import Discretize, Quantize
 from fedcore.codec.rotate import Hadamard, NoRotation
 from fedcore.codec.segments import ClipSegments
+from fedcore.codec.sketch import Sketch
 from fedcore.codec.sparsify import Dense, RandomK
 from fedcore.codec.stage import (
     Bound,
@@ -21,22 +24,31 @@ from fedcore.codec.telling import TellingClip
 
 __all__ = [
     "Bound",
+    "Broadcast",
     "Clip",
     "ClipSegments",
+    "Compressor",
+    "Delta",
     "Dense",
     "Discretize",
     "Domain",
     "Embed",
+    "Full",
     "Hadamard",
     "Integers",
     "NoRotation",
+    "Qsgd",
     "Quantize",
     "RandomK",
     "Reals",
     "RingElements",
+    "Sketch",
+    "SparseTernary",
     "Stage",
     "Tally",
     "TellingClip",
+    "TopK",
+    "apply_update",
     "chain",
     "identity",
     "narrowest_ring",
