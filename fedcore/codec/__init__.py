@@ -21,6 +21,7 @@ from fedcore.codec.stage import (
 )
 from fedcore.codec.tally import Tally
 from fedcore.codec.telling import TellingClip
+from fedcore.codec.top_support import PublicTopK, Support
 
 __all__ = [
     "Bound",
@@ -37,6 +38,7 @@ __all__ = [
     "Hadamard",
     "Integers",
     "NoRotation",
+    "PublicTopK",
     "Qsgd",
     "Quantize",
     "RandomK",
@@ -45,6 +47,7 @@ __all__ = [
     "Sketch",
     "SparseTernary",
     "Stage",
+    "Support",
     "Tally",
     "TellingClip",
     "TopK",

@@ -59,6 +59,26 @@ def decode_integers(data: bytes | memoryview, dim: int) -> IntegerVector:
     return x
 
 
+def encode_positions(positions: IntegerVector) -> bytes:
+    """Return the short form of strictly increasing positions [count], from 0 on."""
+    gaps = (np.diff(positions, prepend=-1) - 1).astype(np.uint64)
+    return _varint(len(gaps)) + _coded(gaps, best_parameter(gaps))
+
+
+def decode_positions(data: bytes | memoryview, dim: int) -> IntegerVector:
+    """Return the strictly increasing positions below `dim` that `encode_positions` wrote.
+
+    Raises:
+        PeerProtocolError: Anything else.
+    """
+    count, rest = _read_varint(memoryview(data))
+    places, rest = _places(rest, count, dim)
+    if rest:
+        msg = f"nothing must stand behind the positions, found {len(rest)} bytes"
+        raise PeerProtocolError(msg)
+    return places
+
+
 def _write(values: Naturals, levels: int) -> bytes:
     """Return the shorter form of `values`; sparse ones have at most `levels` levels."""
     parameter = best_parameter(values)
@@ -86,18 +106,24 @@ def _read(
         msg = f"numbers must be written in one of two forms, found form {form} at level {levels}"
         raise PeerProtocolError(msg)
     filled, data = _read_varint(data)
-    if filled > count:
-        msg = f"at most {count} numbers can differ from zero, found {filled}"
-        raise PeerProtocolError(msg)
-    gaps, data = _uncoded(data, filled, count)
-    places = np.cumsum(gaps + 1) - 1
-    if filled and places[-1] >= count:
-        msg = f"positions must be below {count}, found a larger one"
-        raise PeerProtocolError(msg)
+    places, data = _places(data, filled, count)
     above, data = _read(data, filled, limit - 1, levels - 1)
     values = np.zeros(count, np.int64)
     values[places] = above + 1
     return values, data
+
+
+def _places(data: memoryview, count: int, dim: int) -> tuple[IntegerVector, memoryview]:
+    """Return `count` increasing positions below `dim`, and what stands behind them."""
+    if count > dim:
+        msg = f"at most {dim} positions are different, found {count}"
+        raise PeerProtocolError(msg)
+    gaps, data = _uncoded(data, count, dim)
+    places = np.cumsum(gaps + 1) - 1
+    if count and places[-1] >= dim:
+        msg = f"positions must be below {dim}, found a larger one"
+        raise PeerProtocolError(msg)
+    return places, data
 
 
 def _coded(values: Naturals, parameter: int) -> bytes:
