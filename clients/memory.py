@@ -1,8 +1,9 @@
 """What a device remembers between two messages of a run.
 
 Kept in Flower's Context, which stays on the node: the protocol state, the last round
-that was begun, the last answer, and with error feedback what the last upload left out.
-A state is removed when it is taken; it comes back only as its successor.
+that was begun, the last answer, with error feedback what the last upload left out, and
+the last global model where only its changes travel. A state is removed when it is taken;
+it comes back only as its successor.
 
 The last answer is there for a coordinator that did not get it. It is what was sent, byte
 for byte, so that nobody learns from it what the coordinator did not learn from the first.
@@ -13,6 +14,7 @@ bytes, until the next stage begins, or the next round where the upload is the on
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 
 from clients.participation import spacing_of
@@ -25,6 +27,7 @@ from fedcore.vectors import RealVector
 _STATE = "fedcore.protocol"
 _ROUND = "fedcore.round"
 _RESIDUAL = "fedcore.residual"
+_MODEL = "fedcore.global-model"
 _ANSWER = "fedcore.answer"
 _REPLY = f"{_ANSWER}/"
 """What the names of the records of the last reply start with."""
@@ -150,6 +153,21 @@ class ProtocolMemory:
         if before is not None:
             arrays["before"] = Array(before)
         self._records[_RESIDUAL] = ArrayRecord(arrays)
+
+    def model(self) -> npt.NDArray[np.float32] | None:
+        """Return the last global model, flat, shape [dim]; None for none or a damaged one."""
+        kept = self._records.array_records.get(_MODEL)
+        if kept is None or "model" not in kept:
+            return None
+        try:
+            model = kept["model"].numpy()
+        except (ValueError, TypeError):
+            return None
+        return model if model.dtype == np.float32 and model.ndim == 1 else None
+
+    def keep_model(self, model: npt.NDArray[np.float32]) -> None:
+        """Keep a global model, flat, shape [dim], to apply later changes to."""
+        self._records[_MODEL] = ArrayRecord({"model": Array(model)})
 
 
 def _count(value: int) -> RealVector:

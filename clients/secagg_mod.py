@@ -31,7 +31,7 @@ from clients.participation import spacing_of
 from clients.policy import DevicePolicy
 from clients.requests import request_digest
 from fedcore.crypto import Entropy, SystemEntropy
-from fedcore.engine import to_arrays
+from fedcore.engine import to_arrays, to_record
 from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.pipeline import (
     BOX,
@@ -48,6 +48,7 @@ from fedcore.pipeline import (
     make_upload,
     model_digest,
 )
+from fedcore.pipeline.download import DOWNLOAD, LACKING, MODEL, UPDATE, UPDATE_TYPE, Download
 from fedcore.pipeline.envelope import IDENTIFY, STAGES, Stage
 from fedcore.ring import pack
 from fedcore.secagg import (
@@ -154,11 +155,13 @@ class _Session:
         if plan is not None:
             self.device.policy.check(plan)
         if not self.device.keep_answer:
-            return self._proceed(plan, envelope, memory)
+            return self._proceed(plan, envelope, memory) if self._download(memory) else self._lack()
         request = request_digest(self.message)  # now: training may change the message
         said = memory.answer_to(request)
         if said is not None:
             return Message(said, reply_to=self.message)
+        if not self._download(memory):
+            return self._lack()  # not an answer: the same request may come with all of the model
         reply = self._proceed(plan, envelope, memory)
         memory.keep_answer(request, reply.content)
         return reply
@@ -186,7 +189,39 @@ class _Session:
         upload = self._upload(bound, memory, envelope.weight_key)
         if bound.helper is not None:
             return self._seal(bound, bound.helper, envelope, upload)
-        return self._reply_with_vector(pack(upload.vector, bound.ring), upload)
+        return self._reply_with_vector(pack(upload.vector, bound.ring) + upload.payload, upload)
+
+    def _lack(self) -> Message:
+        """Ask for all of the model."""
+        return Message(RecordDict({RECORD: ConfigRecord({LACKING: True})}), reply_to=self.message)
+
+    def _download(self, memory: ProtocolMemory) -> bool:
+        """Put the model into the message, where the train function expects it.
+
+        Returns:
+            Whether it could be made from what this device has; true if it is there already.
+        """
+        content = self.message.content
+        if DOWNLOAD not in content.config_records:
+            return True
+        arrays = content.array_records.get(MODEL, ArrayRecord())
+        update = arrays.get(UPDATE)
+        if update is None or update.stype != UPDATE_TYPE:
+            msg = f"an update of the model must be an array of type {UPDATE_TYPE!r}"
+            raise PeerProtocolError(msg)
+        download = Download.from_fields(content.config_records[DOWNLOAD], update.data)
+        rest = {key: value for key, value in content.items() if key not in (DOWNLOAD, MODEL)}
+        if download.name in rest:
+            msg = f"the model's record {download.name!r} must not be in the message twice"
+            raise PeerProtocolError(msg)
+        try:
+            model = download.apply(memory.model())
+        except PeerProtocolError:
+            return False
+        memory.keep_model(model)
+        arrays = to_record(download.layout.unflatten(model))
+        self.message.content = RecordDict({**rest, download.name: arrays})
+        return True
 
     def _identify(self) -> Message:
         """Say who this node is; that is no part of any round, and changes nothing here."""

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
+from fedcore.codec import Delta, PublicTopK
 from fedcore.crypto import SystemEntropy
 from fedcore.engine import Clock, SystemClock, WrappedGrid, to_arrays, to_record
 from fedcore.errors import ConfigurationError, RoundAbortedError
@@ -44,7 +45,8 @@ from fedcore.pipeline.envelope import IDENTIFY
 from fedcore.privacy import Drawn, MatrixGaussian, NoPrivacy, PrivacyLedger, Release, stated_noise
 from fedcore.secagg import roster_digest
 from fedcore.telemetry import RoundReport, Traffic, skipped
-from fedcore.vectors import Layout
+from fedcore.vectors import Layout, RealVector
+from strategies.downlink import Downlink, ModelDownload
 from strategies.exchange import RETRY_AT_ONCE
 from strategies.helper_client import Helper
 from strategies.linear import calling_strategy, refuse_nonlinear
@@ -144,6 +146,9 @@ class SecureGrid(WrappedGrid):
         if isinstance(self._noise, MatrixRun):
             self._noise.check(self.plan.privacy, self.ledger)
             self._round = max(self._round, self._noise.tape.last)
+        downlink = self.plan.downlink
+        self._downlink = Downlink(downlink) if isinstance(downlink, Delta) else None
+        self._last: RealVector | None = None
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Pass messages on, except for training.
@@ -183,13 +188,14 @@ class SecureGrid(WrappedGrid):
         content = _common_content(batch)
         name, record = next(iter(content.array_records.items()))
         arrays = to_arrays(record)
-        mean = self._run_round(batch, content, arrays, timeout)
+        mean = self._run_round(batch, content, name, arrays, timeout)
         return [] if mean is None else [self._reply(batch[0], name, arrays, mean)]
 
     def _run_round(
         self,
         batch: list[Message],
         content: RecordDict,
+        name: str,
         arrays: Mapping[str, npt.NDArray[Any]],
         timeout: float | None,
     ) -> MeanUpdate | None:
@@ -200,6 +206,10 @@ class SecureGrid(WrappedGrid):
         if isinstance(plan.secagg, Bonawitz):
             plan.secagg.check_margin(len(asked))
         self._round += 1
+        download = None
+        if self._downlink is not None:
+            arrays = self._downlink.publish(arrays)
+            download = self._downlink.content(content, name)
         layout = Layout.of(arrays)
         first = RoundPlan(
             run=plan,
@@ -212,15 +222,19 @@ class SecureGrid(WrappedGrid):
             clip_norm=self.clip_norm,
             layers=layers_of(plan.clip, layout),
         )
+        if isinstance(plan.sparsify, PublicTopK):
+            support = plan.sparsify.choose(self._last, first.dim, first.stage_seed("support"))
+            first = replace(first, support=support)
         traffic, aborted = Traffic(), []
         for number in range(1, plan.attempts + 1):
             # Refuses a plan that does not fit, and a sum that is too expensive, before any work;
             # amplification is not counted on: it is lost with the first client.
             bound = bind_round(replace(first, attempt=number))
             self.ledger.record(self._release(bound, len(asked)))
-            attempt = self._try(bound, asked, content, batch[0].metadata.message_type)
+            attempt = self._try(bound, asked, content, batch[0].metadata.message_type, download)
             traffic += attempt.traffic
             if attempt.mean is not None:
+                self._last = attempt.mean.delta
                 break
             aborted.append(attempt.aborted)
             log.warning("round %d, attempt %d: %s", self._round, number, attempt.aborted)
@@ -235,7 +249,12 @@ class SecureGrid(WrappedGrid):
             self.clip_norm = clip.next(plan.norm, mean.unclipped)
 
     def _try(
-        self, bound: BoundRound, asked: tuple[Invited, ...], content: RecordDict, kind: str
+        self,
+        bound: BoundRound,
+        asked: tuple[Invited, ...],
+        content: RecordDict,
+        kind: str,
+        download: ModelDownload | None,
     ) -> _Attempt:
         """Find out who everybody is, where that matters, and run one round."""
         seats = Seats(asked)
@@ -262,6 +281,7 @@ class SecureGrid(WrappedGrid):
             unix_time=self._unix_time,
             retry_after=self._retry_after,
             noise=self._noise,
+            download=download,
         )
         mean, aborted = None, ""
         try:

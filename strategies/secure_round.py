@@ -9,7 +9,7 @@ or reply that got lost on the way is no silence yet: the device is asked the sam
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -31,6 +31,7 @@ from fedcore.pipeline import (
     VECTOR,
     VECTOR_TYPE,
     BoundRound,
+    ClearSum,
     CoordinatorNoise,
     Envelope,
     MeanUpdate,
@@ -39,6 +40,7 @@ from fedcore.pipeline import (
     typed,
 )
 from fedcore.pipeline.bound import FIXED_SLOTS
+from fedcore.pipeline.download import LACKING
 from fedcore.pipeline.envelope import Stage
 from fedcore.ring import packed_size, unpack
 from fedcore.secagg import Plan, decode, encode, invite
@@ -61,6 +63,7 @@ from fedcore.secagg.server import (
 )
 from fedcore.telemetry import Traffic
 from fedcore.vectors import RingVector
+from strategies.downlink import ModelDownload
 from strategies.exchange import RETRY_AT_ONCE, array_bytes, content_bytes, exchange
 from strategies.helper_client import Helper
 
@@ -96,6 +99,7 @@ class SecureRound:
         identity_keys: Of the clients, in the same order; empty if they do not sign.
         helper: The second party, if the plan wants one.
         noise: What the coordinator adds to the sum, if the plan wants that.
+        download: Brings the model to nodes that have an older one; None to send all of it.
         unix_time: For the expiry of certificates.
         retry_after: Seconds before a client is asked again, see `strategies.exchange`.
         traffic: Bytes so far.
@@ -117,6 +121,7 @@ class SecureRound:
     noise: CoordinatorNoise | None = None
     unix_time: Callable[[], float] = time.time
     retry_after: Sequence[float] = RETRY_AT_ONCE
+    download: ModelDownload | None = None
     traffic: Traffic = field(default_factory=Traffic)
     lost: dict[str, int] = field(default_factory=dict)
     joined: frozenset[int] = frozenset()
@@ -133,6 +138,8 @@ class SecureRound:
             total, survivors = self._add_under_masks(self.bound.secagg)
         elif self.bound.helper is not None:
             total, survivors = self._add_with_helper(self.bound.helper)
+        elif self.bound.compressor is not None:
+            return self._add_compressed()
         else:
             total, survivors = self._add_in_the_clear()
         self.revealed = len(survivors)
@@ -211,11 +218,37 @@ class SecureRound:
             except PeerProtocolError:
                 continue
             survivors.add(client)
-        self._count_lost("upload", len(requests) - len(survivors))
+        self._check_survivors(survivors)
+        return ring.reduce(total), frozenset(survivors)
+
+    def _add_compressed(self) -> MeanUpdate:
+        """Add updates that each client compressed in its own way."""
+        adding, survivors = ClearSum.of(self.bound), set[int]()
+        for client, reply in self._exchange("upload", dict.fromkeys(range(len(self.clients)), b"")):
+            try:
+                data = self._vector(client, reply)
+                adding = adding.add(data)
+            except PeerProtocolError:
+                continue
+            payload = len(data) - packed_size(self.bound.dim, self.bound.ring.bits)
+            self.traffic += Traffic(up_payload=payload)
+            survivors.add(client)
+        self._check_survivors(survivors)
+        self.revealed = len(survivors)
+        return decode_sum(
+            self.bound,
+            self.bound.ring.reduce(adding.tally),
+            len(survivors),
+            self._names_of(survivors),
+            updates=adding.reals,
+        )
+
+    def _check_survivors(self, survivors: Collection[int]) -> None:
+        """Abort a round in the clear that too few clients answered."""
+        self._count_lost("upload", len(self.clients) - len(survivors))
         needed = self.bound.minimum_survivors
         if len(survivors) < needed:
             raise RoundAbortedError(stage="uploading", needed=needed, found=len(survivors))
-        return ring.reduce(total), frozenset(survivors)
 
     def _names_of(self, clients: Iterable[int]) -> list[tuple[str, ...]]:
         return [self._metric_names[client] for client in sorted(clients)]
@@ -253,11 +286,34 @@ class SecureRound:
         self, stage: Stage, requests: Mapping[int, bytes]
     ) -> Iterator[tuple[int, Message]]:
         """Yield the replies of one stage that are not errors, and count all bytes."""
-        messages = {client: self._message(stage, client, data) for client, data in requests.items()}
+        deadline = self.clock.now() + self.bound.plan.run.stage_seconds
+        lacking: dict[int, bytes] = {}
+        for client, reply in self._ask(stage, requests, deadline):
+            if self.download is None or not _lacks_the_model(reply):
+                yield client, reply
+            else:
+                lacking[client] = requests[client]
+        for client, reply in self._ask(stage, lacking, deadline, whole=True):
+            if not _lacks_the_model(reply):
+                yield client, reply
+
+    def _ask(
+        self,
+        stage: Stage,
+        requests: Mapping[int, bytes],
+        deadline: float,
+        *,
+        whole: bool = False,
+    ) -> Iterator[tuple[int, Message]]:
+        """Yield the replies that are not errors; `whole` sends all of the model."""
+        messages = {
+            client: self._message(stage, client, data, whole=whole)
+            for client, data in requests.items()
+        }
         replies = exchange(
             self.grid,
             messages,
-            seconds=self.bound.plan.run.stage_seconds,
+            seconds=max(0.0, deadline - self.clock.now()),
             clock=self.clock,
             retry_after=self.retry_after,
             sent=partial(self._count_sent, stage),
@@ -265,9 +321,13 @@ class SecureRound:
         for client, reply in replies:
             if reply.has_content():
                 self._count_received(stage, reply)
+                if stage == "upload" and self.download is not None:
+                    self.download.answered(
+                        self.clients[client].node_id, has_model=not _lacks_the_model(reply)
+                    )
                 yield client, reply
 
-    def _message(self, stage: Stage, client: int, data: bytes) -> Message:
+    def _message(self, stage: Stage, client: int, data: bytes, *, whole: bool = False) -> Message:
         first = stage == "advertise" or self.bound.secagg is None
         envelope = Envelope(
             stage=stage,
@@ -279,7 +339,11 @@ class SecureRound:
         )
         content = RecordDict({RECORD: ConfigRecord(dict(envelope.to_fields()))})
         if stage == "upload":
-            for name, record in self.content.items():
+            node_id = self.clients[client].node_id
+            more = self.content
+            if self.download is not None:
+                more = self.download.for_node(node_id, whole=whole)
+            for name, record in more.items():
                 content[name] = record
         return Message(
             content,
@@ -316,7 +380,7 @@ class SecureRound:
         )
 
     def _count_received(self, stage: Stage, reply: Message) -> None:
-        uploaded = stage == "upload"
+        uploaded = stage == "upload" and not _lacks_the_model(reply)
         payload = packed_size(self.bound.update_dim, self.bound.ring.bits)
         self.traffic += Traffic(
             up_payload=payload if uploaded else 0,
@@ -327,6 +391,11 @@ class SecureRound:
     def _count_lost(self, stage: Stage, count: int) -> None:
         if count:
             self.lost[stage] = count
+
+
+def _lacks_the_model(reply: Message) -> bool:
+    """Tell whether the device could not make the model from what it was sent."""
+    return bool(reply.content.config_records.get(RECORD, ConfigRecord()).get(LACKING))
 
 
 def record_of(reply: Message) -> ConfigRecord:

@@ -9,7 +9,8 @@ What rounding lost stays in the difference and goes out with a later delta: erro
 at the coordinator, of which a device needs to know nothing [TYLZL19]. Every device adds
 the same float32 numbers in the same order, so all hold the broadcast model bit for bit.
 
-A version is called by its digest. A device that missed some rounds gets the deltas
+It starts from the model of zeros, which every device has. A version is called by its
+digest. A device that missed some rounds gets the deltas
 since its version, or the whole model where that takes fewer bytes, or where its version is
 not remembered. The model was published round by round: none of this costs privacy.
 
@@ -37,6 +38,8 @@ NO_VERSION: Final = bytes(DIGEST_BYTES)
 """In place of a version: the device has none."""
 _COUNT: Final = struct.Struct("<I")
 _WHOLE, _CHAIN = b"w", b"c"
+_FIRST_BITS: Final = 8
+"""Of the first delta, at least: it carries a whole model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class Broadcast:
         bits: Of an entry of a delta.
         model: Shape [dim].
         version: Its digest.
+        origin: Digest of the model of zeros.
         steps: The latest deltas, oldest first; together no longer than the model.
     """
 
@@ -94,14 +98,15 @@ class Broadcast:
     bits: int
     model: Model = field(repr=False)
     version: bytes
+    origin: bytes
     steps: tuple[Step, ...] = ()
 
     @classmethod
-    def of(cls, model: Model, layers: tuple[int, ...], bits: int) -> Broadcast:
-        """Start with a model that no device has yet."""
-        model = model.astype(np.float32)
-        model.setflags(write=False)
-        return cls(layers, bits, model, version_of(model))
+    def of(cls, layers: tuple[int, ...], bits: int) -> Broadcast:
+        """Start with the model of zeros."""
+        zeros = np.zeros(sum(layers), np.float32)
+        zeros.setflags(write=False)
+        return cls(layers, bits, zeros, version_of(zeros), version_of(zeros))
 
     def towards(self, target: Model) -> Broadcast:
         """Return the next broadcast, as near to `target` [dim] as one delta brings it.
@@ -116,7 +121,9 @@ class Broadcast:
                 "diverged; lower strategy.learning_rate or training.learning_rate"
             )
             raise ConfigurationError(msg)
-        scales, integers = _quantise(change, self.layers, self.bits)
+        first = self.version == self.origin
+        bits = max(self.bits, _FIRST_BITS) if first else self.bits
+        scales, integers = _quantise(change, self.layers, bits)
         if not integers.any():
             return self
         data = scales.astype("<f4").tobytes() + encode_integers(integers)
@@ -152,7 +159,7 @@ def apply_update(
     """Return the model of `version`, on a device.
 
     Args:
-        model: What the device has, shape [dim]; None for nothing.
+        model: What the device has, shape [dim]; None for the model of zeros.
         data: As `Broadcast.update_from` wrote it for that.
         layers: Sizes of the model's arrays.
         version: Digest of what must come out.
@@ -165,8 +172,8 @@ def apply_update(
     form, rest = bytes(view[:1]), view[1:]
     if form == _WHOLE:
         result = _unsqueeze(rest, dim)
-    elif form == _CHAIN and model is not None and model.shape == (dim,):
-        result = model.astype(np.float32)
+    elif form == _CHAIN and (model is None or model.shape == (dim,)):
+        result = np.zeros(dim, np.float32) if model is None else model.astype(np.float32)
         while len(rest):
             scales, integers, rest = _read_step(rest, layers)
             result = _add(result, scales, integers, layers)

@@ -74,9 +74,17 @@ class PublicTopK:
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """Send the coordinates at `positions`, as `PublicTopK.choose` wrote them."""
+    """Send the coordinates that `PublicTopK.choose` wrote down as `chosen`."""
 
-    positions: str
+    chosen: str
+
+    def positions(self, dim: int) -> IntegerVector:
+        """Return which of `dim` coordinates are sent, in increasing order.
+
+        Raises:
+            ConfigurationError: They do not fit.
+        """
+        return _positions(self.chosen, dim)
 
     def bind(self, source: Domain, /) -> Bound:
         """Accept real vectors; the target has the chosen coordinates only.
@@ -87,8 +95,7 @@ class Support:
         if not isinstance(source, Reals):
             msg = f"Support takes real vectors, got {source}: sparsify before quantising"
             raise ConfigurationError(msg)
-        dim = source.dim
-        positions = _positions(self.positions, dim)
+        dim, positions = source.dim, self.positions(source.dim)
 
         def decode(total: Vector) -> Vector:
             dense = np.zeros(dim, np.float64)

@@ -16,7 +16,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Discriminator, TypeAdapter, ValidationError
 
-from fedcore.codec import Clip, Dense, Hadamard, Quantize
+from fedcore.codec import Clip, Dense, Full, Hadamard
 from fedcore.data import DataConfig, Digits, Dirichlet, PartitionConfig
 from fedcore.engine import DropScript
 from fedcore.errors import ConfigurationError
@@ -34,7 +34,15 @@ from fedcore.pipeline import (
     Uniform,
 )
 from fedcore.pipeline.envelope import STAGES
-from fedcore.pipeline.plan import Rotate, SecAgg, Sparsify, Weighting, canonical_json
+from fedcore.pipeline.plan import (
+    Downlink,
+    Quantizer,
+    Rotate,
+    SecAgg,
+    Sparsify,
+    Weighting,
+    canonical_json,
+)
 from fedcore.privacy import MatrixGaussian, NoPrivacy
 from fedcore.training import LocalTraining
 
@@ -175,7 +183,7 @@ class Robust:
 _BY_KIND = Discriminator("kind")
 StrategyConfig: TypeAlias = Annotated[FedAvg | FedAvgM | FedProx | FedOpt | Robust, _BY_KIND]
 ClipConfig: TypeAlias = Annotated[Clip | AdaptiveClip | PerLayerClip | NoClip, _BY_KIND]
-QuantizeConfig: TypeAlias = Annotated[Modular | Quantize | NoQuantize, _BY_KIND]
+QuantizeConfig: TypeAlias = Annotated[Quantizer | NoQuantize, _BY_KIND]
 HelperConfig: TypeAlias = Annotated[LocalHelper | RemoteHelper, _BY_KIND]
 FaultConfig: TypeAlias = Annotated[DropScript | NoFaults, _BY_KIND]
 
@@ -183,7 +191,7 @@ FaultConfig: TypeAlias = Annotated[DropScript | NoFaults, _BY_KIND]
 _CHOICES: Final = frozenset(
     (
         *("data", "partition", "model", "strategy", "clip", "sparsify", "rotate", "quantize"),
-        *("privacy", "secagg", "weighting", "sampling", "faults", "helper", "engine"),
+        *("privacy", "secagg", "weighting", "sampling", "faults", "helper", "engine", "downlink"),
     )
 )
 """Keys whose value is one of several kinds."""
@@ -215,6 +223,7 @@ class Job:
         secagg: Who sees a single update.
         weighting: What the mean is weighted by.
         sampling: How the devices of a round are chosen.
+        downlink: How devices get the global model.
         error_feedback: Devices keep what was not sent for their next update.
         dropout: Fraction of a cohort that may disappear before a round is aborted.
         metric_slots: Numbers that a client may report inside the sum.
@@ -244,6 +253,7 @@ class Job:
     secagg: Annotated[SecAgg, _BY_KIND] = Bonawitz()
     weighting: Annotated[Weighting, _BY_KIND] = ByExamples()
     sampling: Annotated[SamplingConfig, _BY_KIND] = FixedSize()
+    downlink: Annotated[Downlink, _BY_KIND] = Full()
     error_feedback: bool = False
     dropout: float = 0.1
     metric_slots: int = 4
@@ -291,6 +301,7 @@ class Job:
             privacy=of_devices(self.privacy),
             secagg=self.secagg,
             weighting=self.weighting,
+            downlink=self.downlink,
             error_feedback=self.error_feedback,
             dropout=self.dropout,
             metric_slots=self.metric_slots,
@@ -369,6 +380,7 @@ class Job:
                 ("clip", self.clip, NoClip),
                 ("sparsify", self.sparsify, Dense),
                 ("secagg", self.secagg, NoSecAgg),
+                ("downlink", self.downlink, Full),
                 ("privacy", of_devices(self.privacy), NoPrivacy),
             )
             if not isinstance(config, off)

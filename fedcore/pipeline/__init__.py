@@ -2,6 +2,7 @@
 
 from fedcore.pipeline.bound import BoundRound, bind_round
 from fedcore.pipeline.central import CoordinatorNoise, FreshNoise
+from fedcore.pipeline.clear import ClearSum
 from fedcore.pipeline.clipping import AdaptiveClip, Layer, PerLayerClip, first_norm, layers_of
 from fedcore.pipeline.collect import MeanUpdate, agreed_names, decode_sum
 from fedcore.pipeline.correlated import NoiseTape
@@ -29,6 +30,7 @@ __all__ = [
     "Bonawitz",
     "BoundRound",
     "ByExamples",
+    "ClearSum",
     "CoordinatorNoise",
     "Envelope",
     "FreshNoise",

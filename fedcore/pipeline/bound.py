@@ -7,19 +7,24 @@ from functools import lru_cache
 
 from fedcore.codec import (
     Bound,
+    Compressor,
     Discretize,
     Domain,
     Embed,
     Hadamard,
     Integers,
+    PublicTopK,
     Quantize,
     RandomK,
     Reals,
+    RingElements,
+    Sketch,
+    Support,
     Tally,
     narrowest_ring,
 )
 from fedcore.errors import ConfigurationError
-from fedcore.pipeline.clip_stage import ClipStage, clip_stage
+from fedcore.pipeline.clip_stage import ClipStage, Selection, clip_stage
 from fedcore.pipeline.plan import Bonawitz, Modular, RoundPlan, SeedHelper
 from fedcore.privacy import (
     Calibration,
@@ -43,6 +48,8 @@ _NO_TABLE = 2.0**52
 """Correlated noise is drawn without a table: it may be as wide as whole floats go."""
 FIXED_SLOTS = 2
 """The tally's own numbers: the weight, and how many updates were clipped."""
+_TALLY_BITS = 32
+"""Of the ring in which updates that are not added there count their weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,7 @@ class BoundRound:
         helper: Parameters of masks whose seeds a helper knows; None without it.
         minimum_survivors: Fewer abort the round.
         calibration: Of scale and noise; None for uniform quantisation.
+        compressor: Codes each update by itself, outside the ring; None under a sum.
     """
 
     plan: RoundPlan
@@ -75,6 +83,7 @@ class BoundRound:
     helper: HelperPlan | None
     minimum_survivors: int
     calibration: Calibration | None
+    compressor: Compressor | None = None
 
     @property
     def ring(self) -> Ring:
@@ -125,7 +134,7 @@ class BoundRound:
             unit="device",
             mechanism="none",
             noise_multiplier=0.0,
-            dim=self.update_dim,
+            dim=max(1, self.kept.target.dim),
             clients=self.plan.clients,
             survivors=survivors,
         )
@@ -140,15 +149,15 @@ def bind_round(plan: RoundPlan) -> BoundRound:
     """
     run = plan.run
     minimum = run.minimum_survivors(plan.clients)
-    sparsify = run.sparsify
-    if isinstance(sparsify, RandomK):
-        sparsify = replace(sparsify, seed=plan.stage_seed("support"))
     rotate = run.rotate
     if isinstance(rotate, Hadamard):
         rotate = replace(rotate, seed=plan.stage_seed("rotation"))
+    sparsify = _sparsify(plan)
     select = sparsify.bind(Reals(plan.dim))
     clip = clip_stage(plan, sparsify)
     kept = select.then(clip.bind(select.target))
+    if run.compressor is not None:
+        return _compressed(plan, select, clip, run.compressor)
     rotated = rotate.bind(kept.target)
     calibration = _calibrate(plan, rotated.target, minimum)
     integers = _quantize(plan, rotated, calibration)
@@ -173,6 +182,44 @@ def bind_round(plan: RoundPlan) -> BoundRound:
         bound,
         secagg=_secagg(plan, bound.dim, ring, minimum),
         helper=_helper(plan, bound.dim, ring, minimum),
+    )
+
+
+def _sparsify(plan: RoundPlan) -> Selection:
+    """Return the round's own sparsifier: fresh coordinates, the same for all clients."""
+    sparsify = plan.run.sparsify
+    if isinstance(sparsify, (RandomK, Sketch)):
+        return replace(sparsify, seed=plan.stage_seed("support"))
+    if isinstance(sparsify, PublicTopK):
+        return Support(plan.support)
+    return sparsify
+
+
+def _compressed(
+    plan: RoundPlan, select: Bound, clip: ClipStage, compressor: Compressor
+) -> BoundRound:
+    """Return a round in which only weights and metrics are summed in a ring."""
+    ring = Ring(_TALLY_BITS)
+    kept = select.then(clip.bind(select.target))
+    nothing = Bound(
+        source=kept.target,
+        target=RingElements(0, ring.bits),
+        encode=lambda _, __: ring.zeros(0),
+        decode=lambda total: total,
+    )
+    return BoundRound(
+        plan=plan,
+        select=select,
+        clip=clip,
+        kept=kept,
+        sent=nothing,
+        codec=kept.then(nothing),
+        tally=Tally(FIXED_SLOTS + plan.run.metric_slots, plan.clients, ring),
+        secagg=None,
+        helper=None,
+        minimum_survivors=plan.run.minimum_survivors(plan.clients),
+        calibration=None,
+        compressor=compressor,
     )
 
 

@@ -6,15 +6,17 @@ from typing import TypeAlias, assert_never
 
 import numpy as np
 
-from fedcore.codec import Clip, ClipSegments, RandomK, TellingClip
+from fedcore.codec import Clip, ClipSegments, Dense, RandomK, Sketch, Support, TellingClip
 from fedcore.pipeline.clipping import AdaptiveClip, PerLayerClip
-from fedcore.pipeline.plan import RoundPlan, Sparsify
+from fedcore.pipeline.plan import RoundPlan
 from fedcore.privacy import NoPrivacy, stated_noise
 
 ClipStage: TypeAlias = Clip | TellingClip | ClipSegments
+Selection: TypeAlias = Dense | RandomK | Sketch | Support
+"""What of an update is sent, in one round."""
 
 
-def clip_stage(plan: RoundPlan, sparsify: Sparsify) -> ClipStage:
+def clip_stage(plan: RoundPlan, sparsify: Selection) -> ClipStage:
     """Return the stage that clips what `sparsify` leaves of an update.
 
     Args:
@@ -38,10 +40,10 @@ def clip_stage(plan: RoundPlan, sparsify: Sparsify) -> ClipStage:
             assert_never(plan.run.clip)
 
 
-def _stops(plan: RoundPlan, sparsify: Sparsify) -> tuple[int, ...]:
+def _stops(plan: RoundPlan, sparsify: Selection) -> tuple[int, ...]:
     """Return where each layer ends in what is sent."""
     ends = np.cumsum([layer.size for layer in plan.layers])
-    if isinstance(sparsify, RandomK):
+    if isinstance(sparsify, (RandomK, Support)):
         # Positions ascend, so what is sent of a layer stays together.
         ends = np.searchsorted(sparsify.positions(plan.dim), ends)
     return tuple(ends.tolist())

@@ -44,6 +44,8 @@ def decode_sum(
     survivors: int,
     metric_names: Collection[tuple[str, ...]],
     noise: CoordinatorNoise | None = None,
+    *,
+    updates: RealVector | None = None,
 ) -> MeanUpdate:
     """Return the mean that a sum over `survivors` clients stands for.
 
@@ -54,6 +56,7 @@ def decode_sum(
         metric_names: What each client said its metrics are; all the same, or the
             metrics are meaningless and the round is aborted.
         noise: Of the coordinator; needed if the plan says that it adds the noise.
+        updates: Sum of the updates, shape [dim], if they were not added in the ring.
 
     Raises:
         RoundAbortedError: Clients reported different metrics, or nobody had examples.
@@ -66,14 +69,16 @@ def decode_sum(
         raise RoundAbortedError(stage="decoding", needed=1, found=0, reason="no examples at all")
     weighting = bound.plan.run.weighting
     unit = weighting.max_examples if isinstance(weighting, ByExamples) else 1
-    update = total[: bound.update_dim]
-    if bound.plan.run.central:
-        update = add_noise(bound, update, noise)
-    sent = bound.sent.decode(update)
-    delta = bound.kept.decode(sent) * (unit / weight)
     unclipped = 1 - sums[1] / survivors if sums else None
-    if isinstance(bound.clip, TellingClip):
-        unclipped = bound.clip.fraction(sent, survivors)
+    if updates is None:
+        update = total[: bound.update_dim]
+        if bound.plan.run.central:
+            update = add_noise(bound, update, noise)
+        sent = bound.sent.decode(update)
+        updates = bound.kept.decode(sent)
+        if isinstance(bound.clip, TellingClip):
+            unclipped = bound.clip.fraction(sent, survivors)
+    delta = updates * (unit / weight)
     values = [value / (weight << FRACTION_BITS) for value in sums[FIXED_SLOTS:]]
     return MeanUpdate(
         delta=delta.astype(np.float32),

@@ -21,10 +21,25 @@ from functools import lru_cache
 from math import ceil
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from fedcore.codec import Clip, Dense, Hadamard, NoRotation, Quantize, RandomK
+from fedcore.codec import (
+    Clip,
+    Compressor,
+    Delta,
+    Dense,
+    Full,
+    Hadamard,
+    NoRotation,
+    PublicTopK,
+    Qsgd,
+    Quantize,
+    RandomK,
+    Sketch,
+    SparseTernary,
+    TopK,
+)
 from fedcore.crypto import transcript_hash
 from fedcore.errors import ConfigurationError, PeerProtocolError
-from fedcore.pipeline.clipping import AdaptiveClip, ClipChoice, Layer, check_state
+from fedcore.pipeline.clipping import AdaptiveClip, ClipChoice, Layer, PerLayerClip, check_state
 from fedcore.privacy import Central, Distributed, MatrixGaussian, NoPrivacy, stated_noise
 from fedcore.secagg.parameters import COMPLETE_UP_TO, GRINDING_BITS, SECURITY_BITS
 
@@ -177,12 +192,13 @@ class SeedHelper:
                 _check_key(f"secagg.{name}", value)
 
 
-Sparsify: TypeAlias = Dense | RandomK
+Sparsify: TypeAlias = Dense | RandomK | Sketch | PublicTopK
 Rotate: TypeAlias = NoRotation | Hadamard
-Quantizer: TypeAlias = Quantize | Modular
+Quantizer: TypeAlias = Quantize | Modular | TopK | SparseTernary | Qsgd
 Weighting: TypeAlias = ByExamples | Uniform
 SumPrivacy: TypeAlias = NoPrivacy | Distributed | Central
 SecAgg: TypeAlias = Bonawitz | SeedHelper | NoSecAgg
+Downlink: TypeAlias = Full | Delta
 
 
 def _check_key(name: str, value: str) -> None:
@@ -203,10 +219,12 @@ class RunPlan:
             of the norms, or one for each layer.
         sparsify: Which coordinates are sent.
         rotate: Whether coordinates are made alike first.
-        quantize: How reals become integers.
+        quantize: How reals become integers; one of `fedcore.codec.compressors` codes each
+            update by itself, which only a round without masks can add up.
         privacy: Noise in the sum.
         secagg: Who sees a single update.
         weighting: What the mean is weighted by.
+        downlink: How devices get the global model.
         error_feedback: Devices keep what was not sent and add it to their next update.
         dropout: Fraction of a cohort that may disappear; a round with fewer survivors
             is aborted and reveals nothing.
@@ -225,6 +243,7 @@ class RunPlan:
     privacy: SumPrivacy = NoPrivacy()
     secagg: SecAgg = Bonawitz()
     weighting: Weighting = ByExamples()
+    downlink: Downlink = Full()
     error_feedback: bool = False
     dropout: float = 0.1
     metric_slots: int = 8
@@ -246,6 +265,17 @@ class RunPlan:
             msg = f"plan.stage_seconds must be in (0, 86400], got {self.stage_seconds}"
             raise ConfigurationError(msg)
         self._check_combination()
+
+    @property
+    def compressor(self) -> Compressor | None:
+        """What codes each update by itself; None if updates are summed encoded."""
+        quantize = self.quantize
+        return quantize if isinstance(quantize, (TopK, SparseTernary, Qsgd)) else None
+
+    def first_support(self, dim: int) -> str:
+        """Return a support as a first round has it; empty if none is sent."""
+        sparsify = self.sparsify
+        return sparsify.choose(None, dim, self.seed) if isinstance(sparsify, PublicTopK) else ""
 
     @property
     def private(self) -> bool:
@@ -294,10 +324,42 @@ class RunPlan:
                 f"sparsify=dense or privacy=central_gaussian, got sparsify={self.sparsify.kind}"
             )
             raise ConfigurationError(msg)
-        if self.error_feedback and isinstance(self.sparsify, RandomK) and self.sparsify.unbiased:
+        self._check_compressor()
+        if isinstance(self.clip, PerLayerClip) and isinstance(self.sparsify, Sketch):
+            msg = (
+                "sparsify=sketch adds coordinates of different layers, which clip=per_layer could "
+                "no longer tell apart: choose clip=norm, or sparsify=random_k"
+            )
+            raise ConfigurationError(msg)
+        sparsify = self.sparsify
+        if self.error_feedback and isinstance(sparsify, (RandomK, Sketch)) and sparsify.unbiased:
             msg = (
                 "error_feedback sends later what is left out now: "
                 "choose sparsify.unbiased=false, or error_feedback=false"
+            )
+            raise ConfigurationError(msg)
+
+    def _check_compressor(self) -> None:
+        """Refuse what a compressor of single updates would leave without effect."""
+        if self.compressor is None:
+            return
+        if not isinstance(self.secagg, NoSecAgg):
+            msg = (
+                f"quantize={self.quantize.kind} lets each client choose its own coordinates, and "
+                "masks cancel position by position: choose secagg=none, or sparsify=random_k, "
+                "sketch or public_top_k with quantize=modular"
+            )
+            raise ConfigurationError(msg)
+        if not isinstance(self.clip, Clip):
+            msg = (
+                f"quantize={self.quantize.kind} keeps to one flat bound: choose clip=norm, got "
+                f"clip={self.clip.kind}"
+            )
+            raise ConfigurationError(msg)
+        if not isinstance(self.sparsify, Dense):
+            msg = (
+                f"quantize={self.quantize.kind} chooses coordinates by itself: choose "
+                f"sparsify=dense, got sparsify={self.sparsify.kind}"
             )
             raise ConfigurationError(msg)
 
@@ -319,6 +381,7 @@ class RoundPlan:
         clip_norm: What an adaptive clip has come to; None for any other.
         layers: Of the model, in the order of the flat update, where each has a bound of
             its own; empty otherwise.
+        support: The coordinates of sparsify=public_top_k; empty for all others.
     """
 
     run: RunPlan
@@ -331,6 +394,7 @@ class RoundPlan:
     roster: str = ""
     clip_norm: float | None = None
     layers: tuple[Layer, ...] = ()
+    support: str = ""
 
     def __post_init__(self) -> None:
         for name, value, low in (

@@ -102,6 +102,7 @@ def bind_first(plan: RunPlan, *, clients: int, dim: int) -> BoundRound:
             dim=dim,
             model_digest="",
             clip_norm=first_norm(plan.clip),
+            support=plan.first_support(dim),
         )
     )
 

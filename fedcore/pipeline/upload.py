@@ -39,11 +39,13 @@ class Upload:
 
     Attributes:
         vector: Shape [bound.dim].
+        payload: The update as the round's compressor coded it; empty if it is in `vector`.
         residual: What was not sent, shape [dim]; None without error feedback.
         metric_names: What the tally's free slots mean; the same on all clients.
     """
 
     vector: RingVector = field(repr=False)
+    payload: bytes = field(repr=False)
     residual: RealVector | None = field(repr=False)
     metric_names: tuple[str, ...]
 
@@ -68,18 +70,29 @@ def make_upload(
         raise ConfigurationError(msg)
     weight, share = _weigh(bound, update.examples)
     x = update.delta.astype(np.float64) * share
-    leftover = None
     if run.error_feedback:
         x = x if residual is None else x + residual
         x = np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
-        leftover = (x - bound.kept.decode(bound.kept.encode(x, entropy))).astype(np.float32)
-    vector = bound.codec.encode(x, entropy)
+    vector, payload = bound.codec.encode(x, entropy), b""
+    if bound.compressor is not None:
+        payload = bound.compressor.compress(bound.kept.encode(x, entropy), entropy)
+    leftover = None
+    if run.error_feedback:
+        leftover = (x - _sent(bound, x, payload, entropy)).astype(np.float32)
     if not bound.tally.slots:
-        return Upload(vector, leftover, ())
+        return Upload(vector, payload, leftover, ())
     clipped = bound.clip.exceeded(bound.select.encode(x, entropy))
     metrics = update.metrics if run.metric_slots else {}
     numbers = [weight, int(clipped), *_metric_numbers(bound, metrics, weight)]
-    return Upload(np.concatenate([vector, bound.tally.encode(numbers)]), leftover, tuple(metrics))
+    vector = np.concatenate([vector, bound.tally.encode(numbers)])
+    return Upload(vector, payload, leftover, tuple(metrics))
+
+
+def _sent(bound: BoundRound, x: RealVector, payload: bytes, entropy: Entropy) -> RealVector:
+    """Return what of `x` is sent, but for rounding that is unbiased."""
+    if bound.compressor is not None:
+        return bound.compressor.decompress(payload, bound.plan.dim)
+    return bound.kept.decode(bound.kept.encode(x, entropy))
 
 
 def _weigh(bound: BoundRound, examples: int) -> tuple[int, float]:

@@ -16,7 +16,7 @@ DIM = sum(LAYERS)
 
 def initial(bits=8, seed=0):
     model = np.random.default_rng(seed).normal(0, 0.1, DIM).astype(np.float32)
-    return Broadcast.of(model, LAYERS, bits)
+    return Broadcast.of(LAYERS, bits).towards(model)
 
 
 def walk(broadcast, rounds, size=0.01, seed=1):

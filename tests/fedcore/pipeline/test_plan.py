@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedcore.codec import Clip, Dense, Hadamard, NoRotation, Quantize, RandomK
+from fedcore.codec import Clip, Delta, Dense, Hadamard, NoRotation, Quantize, RandomK
 from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.pipeline import (
     AdaptiveClip,
@@ -33,6 +33,7 @@ CHANGED_RUN = {
     "privacy": GAUSSIAN,
     "secagg": NoSecAgg(),
     "weighting": ByExamples(),
+    "downlink": Delta(4),
     "error_feedback": True,
     "dropout": 0.2,
     "metric_slots": 3,
@@ -48,6 +49,7 @@ CHANGED_ROUND = {
     "dim": 13,
     "model_digest": "cd" * 32,
     "roster": "ef" * 32,
+    "support": "AAAA",
 }
 # What some clips need beside them, so that no other plan has it.
 STATES = [
