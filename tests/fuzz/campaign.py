@@ -8,11 +8,12 @@ from tests.fuzz.documents import document_targets
 from tests.fuzz.law import Target
 from tests.fuzz.mutations import descendants
 from tests.fuzz.protocol import protocol_targets
+from tests.fuzz.updates import update_targets
 
 
 def all_targets(folder: Path) -> list[Target]:
     """Every decoder of bytes from the network or from disk; files are made in `folder`."""
-    return [*protocol_targets(), *document_targets(folder)]
+    return [*protocol_targets(), *update_targets(), *document_targets(folder)]
 
 
 def inputs(target: Target, count: int, seed: object) -> Iterator[bytes]:

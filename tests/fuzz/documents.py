@@ -20,7 +20,6 @@ import numpy as np
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from clients.identity import load_identity
 from clients.journal import Answer, AnsweredJournal
 from experiments import enrollment
 from experiments.report import read_run
@@ -31,6 +30,7 @@ from fedcore.device.__main__ import read_samples
 from fedcore.device.store import open_release
 from fedcore.errors import ConfigurationError, DataError, VerificationError
 from fedcore.job import Job, NoClip, NoQuantize
+from fedcore.keyfiles import load_identity
 from fedcore.manifest import (
     MANIFEST_FILE,
     SIGNATURE_FILE,
@@ -198,7 +198,6 @@ def _identities(folder: Path) -> list[Target]:
     crt, secret = folder / "device.crt", folder / "device.key"
     crt.write_bytes(certificates[0].to_bytes())
     _file(secret, Path.exists, key)
-    read = load_identity.__wrapped__  # without what it remembers
 
     def described(path: Path) -> object:
         return enrollment.describe(path, NOW)
@@ -216,7 +215,7 @@ def _identities(folder: Path) -> list[Target]:
         target(
             "identity of a device",
             [certificates[0].to_bytes()],
-            partial(_file, folder / "other.crt", lambda path: read(path, secret)),
+            partial(_file, folder / "other.crt", lambda path: load_identity(path, secret)),
             relatives=[certificate.to_bytes() for certificate in certificates[1:]],
             share=2,
         ),

@@ -6,7 +6,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from fedcore.codec import Clip, Dense, Hadamard, NoRotation, Quantize, RandomK
+from fedcore.codec import (
+    Clip,
+    Delta,
+    Dense,
+    Full,
+    Hadamard,
+    NoRotation,
+    PublicTopK,
+    Qsgd,
+    Quantize,
+    RandomK,
+    Sketch,
+    SparseTernary,
+    TopK,
+)
 from fedcore.data import Digits, Dirichlet, HubDataset, Iid, Natural, NpzFile, Shards
 from fedcore.engine import DropScript
 from fedcore.errors import ConfigurationError
@@ -68,7 +82,7 @@ KINDS = {
         AdaptiveClip(initial=0.2),
         PerLayerClip(2.0, 0.5, (("*.bias", 0.5), ("*", 2.0))),
     ],
-    "sparsify": [Dense(), RandomK(0.5)],
+    "sparsify": [Dense(), RandomK(0.5), Sketch(0.2), PublicTopK(0.2, 0.5)],
     "rotate": [Hadamard()],
     "quantize": [Modular(16), Quantize(9)],
     "privacy": [NoPrivacy()],
@@ -81,6 +95,7 @@ KINDS = {
     ],
     "weighting": [ByExamples(7), Uniform()],
     "sampling": [FixedSize(), Poisson()],
+    "downlink": [Full(), Delta(4)],
     "faults": [DropScript(stages=("share", "upload", "endorse")), NoFaults()],
     "helper": [LocalHelper(), RemoteHelper("host:1", KEY, "ca.pem", "own.pem", "own.key")],
 }
@@ -94,6 +109,7 @@ COMBINED = [
     PLAIN | {"strategy": FedOpt("fedadagrad")},
     {"quantize": Quantize(8), "rotate": NoRotation()},
     {"error_feedback": True, "sparsify": RandomK(0.1)},
+    *({"quantize": by, "secagg": NoSecAgg()} for by in (TopK(), SparseTernary(), Qsgd())),
     {"sampling": Everyone(), "clients_per_round": 12},
     UNIFORM | {"sampling": Poisson(), "privacy": DistributedGaussian(**NOISE, amplification=True)},
 ]
