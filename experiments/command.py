@@ -16,6 +16,7 @@ from pathlib import Path
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+import experiments.resolvers  # noqa: F401 - what conf/ calls, for every command
 from fedcore.errors import FedcoreError
 
 CONF = str(Path(__file__).parents[1] / "conf")

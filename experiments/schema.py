@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from pydantic import Discriminator, TypeAdapter, ValidationError
 
+import experiments.resolvers  # noqa: F401 - what conf/ calls
 from clients.simulated import simulated_root
 from fedcore.errors import ConfigurationError
 from fedcore.job import Job, explain
@@ -133,7 +134,6 @@ def to_experiment(cfg: DictConfig) -> Experiment:
     Raises:
         ConfigurationError: A key is missing, unknown, of the wrong type or out of range.
     """
-    OmegaConf.register_new_resolver("unless", _unless, replace=True)
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         return TypeAdapter(Experiment).validate_python(values, extra="forbid")
@@ -161,11 +161,3 @@ def to_account(cfg: DictConfig) -> tuple[Experiment, Sizes | None]:
     except ValidationError as error:
         msg = f"sizes.{explain(error)}; give both sizes.parameters and sizes.examples"
         raise ConfigurationError(msg) from None
-
-
-def _unless(given: object, default: object) -> object:
-    """Return `default`, or None where another key is given that takes its place.
-
-    So that ``privacy.epsilon=4`` alone is enough: the default noise stands back for it.
-    """
-    return default if given is None else None
