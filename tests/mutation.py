@@ -1,17 +1,17 @@
 """Do the tests notice? `python -m tests.mutation fedcore/secagg --minutes 20`.
 
-A mutant is the code with one small fault: a comparison shifted, a constant off by one, a
-`raise` that is not reached, `and` for `or`, a union for an intersection. Tests that still
-pass say nothing about that line. [DLS78] calls the survivors what is left to test, or
-faults that change nothing.
+Tests that pass with a fault in the code say nothing about its line. [DLS78] calls the
+faults that survive what is left to test, or faults that change nothing.
 
-    edits       byte ranges of one file and what stands there instead, found in its syntax tree
-    tests       tests/fedcore/secagg for fedcore/secagg, those of the mutated module first
-    run         a process that has loaded the libraries forks for each mutant and lets the
-                child import the mutated copy, so a mutant costs little but its tests
-    verdict     killed: a test failed or did not end; survived: all passed, the slow as well
-
-What does nothing at run time is left alone: annotations, decorators, messages, docstrings.
+    mutants     the code with one small fault each: tests/mutants.py
+    tests       tests/fedcore/secagg for fedcore/secagg; run once without a fault, to learn
+                how long each takes and which functions it enters
+    run         a process that has loaded the libraries forks for each mutant; the child
+                imports the mutated copy and runs the tests that enter the mutated function,
+                the fastest first, until one fails. What runs on import concerns all tests
+    verdict     killed: a test failed, or computed ten times as long; survived: all passed
+    results     one line of JSON a mutant; with the same file, a later call goes on, or tries
+                those again that survived (`--again`)
 
 [DLS78] https://doi.org/10.1109/C-M.1978.218136
 """
@@ -19,7 +19,10 @@ What does nothing at run time is left alone: annotations, decorators, messages, 
 import argparse
 import ast
 import contextlib
+import functools
+import gc
 import importlib
+import json
 import os
 import random
 import shutil
@@ -29,13 +32,15 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.mutants import Mutant, mutants_of
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = (
@@ -45,174 +50,135 @@ LIBRARIES = (
     "cryptography.hazmat.primitives.kdf.hkdf",
     "numpy.random",
 )
-COMPARISONS = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
-}  # fmt: skip
-OPERATORS = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
-    ast.Mult: ast.FloorDiv, ast.FloorDiv: ast.Mult, ast.Div: ast.Mult, ast.Mod: ast.Mult,
-    ast.LShift: ast.RShift, ast.RShift: ast.LShift, ast.BitXor: ast.BitAnd,
-}  # fmt: skip
-BOOLEANS = {ast.And: ast.Or, ast.Or: ast.And}
-Edit = tuple[ast.AST, str]
+IMPORTING = 20.0  # seconds of computing until the first test
+Place = tuple[str, int]  # file and first line of a function
 
 
 @dataclass(frozen=True, slots=True)
-class Mutant:
-    """One fault.
+class Knowledge:
+    """What a run without a fault tells about the tests.
 
     Attributes:
-        path: File, relative to the root.
-        source: What it holds without the fault.
-        line: Where.
-        start: First byte that is replaced.
-        end: The byte after the last one.
-        new: What stands there instead.
+        seconds: How long each takes.
+        entered: The functions that each enters, with all caches empty.
+        on_import: The functions that are entered before any test.
     """
 
-    path: Path
-    source: bytes = field(repr=False)
-    line: int
-    start: int
-    end: int
-    new: str
+    seconds: dict[str, float]
+    entered: dict[str, set[Place]]
+    on_import: set[Place]
 
-    def applied(self) -> bytes:
-        """Return the faulty file."""
-        source = self.source
-        return source[: self.start] + self.new.encode() + source[self.end :]
-
-    def diff(self) -> str:
-        """Return the lines that differ."""
-        source = self.source
-        first = source.rfind(b"\n", 0, self.start) + 1
-        last = source.find(b"\n", self.end)
-        old = source[first:last].decode()
-        new = (source[first : self.start] + self.new.encode() + source[self.end : last]).decode()
-        lines = [f"    - {line.strip()}" for line in old.splitlines()]
-        return "\n".join(lines + [f"    + {line.strip()}" for line in new.splitlines()])
+    def tests_for(self, mutant: Mutant) -> list[str]:
+        """Return the tests that may notice, the most promising first."""
+        place = (str(mutant.path), mutant.entry)
+        if mutant.entry is None:
+            near = {test for test, places in self.entered.items() if _touches(places, mutant.path)}
+        else:
+            near = {test for test, places in self.entered.items() if place in places}
+        everything = not near or mutant.entry is None or place in self.on_import
+        tests = self.seconds.keys() if everything else near
+        return sorted(tests, key=lambda test: (test not in near, self.seconds[test]))
 
 
-def mutants_of(house: Path, path: Path) -> list[Mutant]:
-    """Return all mutants of the file `path` in the tree `house`."""
-    source = (house / path).read_bytes()
-    starts = [0, *(at + 1 for at, byte in enumerate(source) if byte == ord("\n"))]
-    return [
-        Mutant(
-            path,
-            source,
-            node.lineno,
-            starts[node.lineno - 1] + node.col_offset,
-            starts[node.end_lineno - 1] + node.end_col_offset,
-            new,
-        )
-        for node, new in edits(ast.parse(source))
-    ]
+def _touches(places: set[Place], path: Path) -> bool:
+    return any(file == str(path) for file, _ in places)
 
 
-def edits(tree: ast.AST) -> Iterator[Edit]:
-    """Yield what may be replaced in `tree`, and by what."""
-    if _is_silent(tree):
-        return
-    yield from _faults(tree)
-    for name, value in ast.iter_fields(tree):
-        if name in {"annotation", "returns", "decorator_list", "type_params"}:
-            continue
-        for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST):
-                yield from edits(child)
+@dataclass(slots=True)
+class Recorder:
+    """A plugin that learns how long each test takes, and what it enters."""
+
+    folder: Path
+    knowledge: Knowledge = field(default_factory=lambda: Knowledge({}, {}, set()))
+    _codes: set[object] = field(default_factory=set)
+    _caches: list[object] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        sys.setprofile(self._note)
+
+    def _note(self, frame: object, event: str, _: object) -> None:
+        if event == "call":
+            self._codes.add(frame.f_code)
+
+    def _places(self) -> set[Place]:
+        """Return what was entered since the last call."""
+        codes, self._codes = self._codes, set()
+        inside = f"{self.folder}{os.sep}"
+        return {
+            (code.co_filename.removeprefix(inside), code.co_firstlineno)
+            for code in codes
+            if code.co_filename.startswith(inside)
+        }
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        if not self.knowledge.entered:
+            self.knowledge.on_import.update(self._places())
+            cached = functools._lru_cache_wrapper
+            self._caches = [thing for thing in gc.get_objects() if isinstance(thing, cached)]
+        for cache in self._caches:
+            cache.cache_clear()
+        self._places()
+        done = yield
+        self.knowledge.entered[item.nodeid] = self._places()
+        return done
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.knowledge.seconds.setdefault(report.nodeid, 0.0)
+        self.knowledge.seconds[report.nodeid] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        sys.setprofile(None)
+        text = repr((self.knowledge.seconds, self.knowledge.entered, self.knowledge.on_import))
+        (self.folder / "knowledge.txt").write_text(text, encoding="utf-8")
 
 
-def _is_silent(node: ast.AST) -> bool:
-    """Whether a fault in `node` could only change a text or a type."""
-    match node:
-        case ast.Assign(targets=[ast.Name("msg" | "__all__")]) | ast.Import() | ast.ImportFrom():
-            return True
-        case ast.AnnAssign(annotation=ast.Name("TypeAlias")) | ast.JoinedStr():
-            return True
-        case ast.Call(func=ast.Name("TypeVar" | "cast")):
-            return True
-    return False
+@dataclass(slots=True)
+class Chosen:
+    """A plugin that runs some tests in their order, each in its time, and names who fails."""
+
+    folder: Path
+    tests: Sequence[str]
+    seconds: dict[str, float]
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        found = {item.nodeid: item for item in items}
+        items[:] = [found[test] for test in self.tests]
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        (self.folder / "running.txt").write_text(nodeid, encoding="utf-8")
+        limit(3 + 10 * self.seconds[nodeid])
 
 
-def _faults(node: ast.AST) -> Iterator[Edit]:
-    match node:
-        case ast.Raise():
-            yield node, "pass"
-        case ast.If(body=body) if not any(isinstance(line, ast.Raise) for line in body):
-            first, last = body[0], body[-1]
-            block = ast.copy_location(ast.Pass(), first)
-            block.end_lineno, block.end_col_offset = last.end_lineno, last.end_col_offset
-            yield block, "pass"
-        case ast.Constant(bool() as value):
-            yield node, repr(not value)
-        case ast.Constant(int() | float() as value):
-            yield node, f"({value + 1!r})"
-            yield node, f"({value - 1!r})"
-        case ast.expr():
-            for other in _faulty(node):
-                yield node, f"({ast.unparse(other)})"
+def limit(seconds: float) -> None:
+    """End this process after so many seconds of computing, or 20 times as many of waiting."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 20 * seconds)
 
 
-def _faulty(node: ast.expr) -> Iterator[ast.expr]:
-    match node:
-        case ast.Compare(left, ops, comparators):
-            for at, operator in enumerate(ops):
-                other = [*ops[:at], COMPARISONS[type(operator)](), *ops[at + 1 :]]
-                yield ast.Compare(left, other, comparators)
-        case ast.BoolOp(op, values):
-            yield ast.BoolOp(BOOLEANS[type(op)](), values)
-        case ast.BinOp(left, op, right) if type(op) in OPERATORS:
-            yield ast.BinOp(left, OPERATORS[type(op)](), right)
-        case ast.UnaryOp(ast.Not() | ast.USub(), operand):
-            yield operand
-        case ast.IfExp(test, body, orelse):
-            yield ast.IfExp(test, orelse, body)
-        case ast.Call(ast.Name("sorted"), [argument], _):
-            yield ast.Call(ast.Name("list"), [argument], [])
-
-
-class Stopwatch:
-    """A plugin that knows how long each test took, and which failed."""
-
-    def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-
-    def pytest_runtest_logreport(self, report: object) -> None:
-        self.seconds[report.nodeid] += report.duration
-
-
-def run_tests(folder: Path, arguments: Sequence[str], seconds: float) -> int | None:
-    """Run pytest in a fork whose world is `folder`; None if it had to be ended."""
+def forked(folder: Path, arguments: Sequence[str], plugin: Callable[[], object]) -> int:
+    """Run pytest in a fork whose world is `folder`, and return how it ended; 0 is well."""
     child = os.fork()
     if child == 0:
         status = 70
         try:
-            status = _in_child(folder, arguments)
+            status = _in_child(folder, arguments, plugin)
         except BaseException:  # noqa: BLE001 - a fork must end here whatever happens
             traceback.print_exc()
         finally:
             os._exit(status)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
-def _in_child(folder: Path, arguments: Sequence[str]) -> int:
+def _in_child(folder: Path, arguments: Sequence[str], plugin: Callable[[], object]) -> int:
     output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(folder)
     sys.path = [str(folder), *(entry for entry in sys.path if entry not in {"", str(ROOT)})]
-    sys.modules.pop("tests", None)
-    sys.dont_write_bytecode = True
+    for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
+        del sys.modules[name]
     hypothesis.settings.register_profile(
         "mutation",
         deadline=None,
@@ -221,15 +187,11 @@ def _in_child(folder: Path, arguments: Sequence[str]) -> int:
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     hypothesis.settings.load_profile("mutation")
-    watch = Stopwatch()
-    options = ["-p", "no:cacheprovider", "-p", "no:xdist", "--noconftest", "-o", "addopts="]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    options = ["-p", "no:cacheprovider", "--noconftest", "-o", "addopts="]
     options += ["-o", "filterwarnings="]  # pytest warns that the libraries were loaded before it
-    status = pytest.main(
-        [*options, "--import-mode=importlib", "--tb=line", "-xq", *arguments], [watch]
-    )
-    lines = (f"{seconds:.3f} {test}" for test, seconds in watch.seconds.items())
-    (folder / "seconds.txt").write_text("\n".join(lines), encoding="utf-8")
-    return int(status)
+    options += ["--import-mode=importlib", "--tb=line", "-xq"]
+    return int(pytest.main([*options, *arguments], [plugin()]))
 
 
 @contextlib.contextmanager
@@ -243,51 +205,58 @@ def copy_of(house: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def judge(
-    house: Path, mutants: object, verdicts: object, slow: Sequence[str], seconds: float
-) -> None:
-    """Take mutants from one queue and put verdicts into another until None comes."""
-    with copy_of(house) as folder:
-        while (mutant := mutants.get()) is not None:
-            (folder / mutant.path).write_bytes(mutant.applied())
-            quick = [option for test in slow for option in ("--deselect", test)]
-            own, others = tests_of(mutant.path)
-            for tests in ([*own, *quick] if own else [], [*others, *quick], slow):
-                status = run_tests(folder, tests, seconds) if tests else 0
-                if status != 0:
-                    break
-            (folder / mutant.path).write_bytes(mutant.source)
-            verdicts.put((mutant, status != 0))
-
-
-def tests_of(path: Path) -> tuple[list[str], list[str]]:
-    """Return the test files of a package: those of the module `path`, and the others."""
-    folder = ROOT / "tests" / path.parent
-    while not folder.is_dir():
+def tests_of(path: Path) -> Path:
+    """Return the folder of tests of the package that the module `path` is in."""
+    folder = Path("tests", path.parent)
+    while not (ROOT / folder).is_dir():
         folder = folder.parent
-    files = sorted(folder.glob("test_*.py"))
-    own = [file for file in files if path.stem in file.stem]
-    others = [file for file in files if file not in own]
-    return _names(own), _names(others)
+    return folder
 
 
-def _names(files: Sequence[Path]) -> list[str]:
-    return [str(file.relative_to(ROOT)) for file in files]
-
-
-def slow_tests(house: Path, paths: Sequence[Path], limit: float) -> tuple[list[str], float]:
-    """Run the tests on the code as it is; return those above `limit` and the time of all.
+def learn(house: Path, folders: Sequence[str]) -> Knowledge:
+    """Run the tests on the code as it is.
 
     Raises:
         SystemExit: They do not pass.
     """
-    tests = sorted({test for path in paths for group in tests_of(path) for test in group})
     with copy_of(house) as folder:
-        if run_tests(folder, tests, 900) != 0:
+        if forked(folder, folders, lambda: Recorder(folder)) != 0:
             sys.exit("the tests must pass without a fault:\n" + (folder / "output.txt").read_text())
-        taken = [line.split(" ", 1) for line in (folder / "seconds.txt").read_text().splitlines()]
-    slow = [test for seconds, test in taken if float(seconds) > limit]
-    return slow, sum(float(seconds) for seconds, _ in taken)
+        text = (folder / "knowledge.txt").read_text(encoding="utf-8")
+    return Knowledge(*ast.literal_eval(text))
+
+
+def judge(house: Path, mutants: object, verdicts: object, knowledge: Knowledge) -> None:
+    """Take mutants from one queue and put verdicts into another until None comes."""
+    with copy_of(house) as folder:
+        files = sorted({test.split("::")[0] for test in knowledge.seconds})
+        sys.dont_write_bytecode = False
+        forked(folder, ["--collect-only", *files], object)  # leaves compiled files behind
+        sys.dont_write_bytecode = True
+        while (mutant := mutants.get()) is not None:
+            file = folder / mutant.path
+            before = file.stat()
+            file.write_bytes(mutant.applied())
+            os.utime(file, (mutant.start, mutant.start))  # older than any compiled file
+            begun = time.monotonic()
+            killer = first_failure(folder, knowledge, knowledge.tests_for(mutant))
+            file.write_bytes(mutant.source)
+            os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+            verdicts.put((mutant, killer, time.monotonic() - begun))
+
+
+def first_failure(folder: Path, knowledge: Knowledge, tests: Sequence[str]) -> str | None:
+    """Return the first test that fails or does not end; None if there is none."""
+    running = folder / "running.txt"
+    running.write_text("import", encoding="utf-8")
+
+    def plugin() -> object:
+        limit(IMPORTING)
+        return Chosen(folder, tests, knowledge.seconds)
+
+    files = sorted({test.split("::")[0] for test in tests})
+    status = forked(folder, files, plugin)
+    return None if status == 0 else running.read_text(encoding="utf-8")
 
 
 def say(text: str) -> None:
@@ -301,8 +270,9 @@ def main() -> None:
     parser.add_argument("paths", nargs="+", type=Path, help="files or packages, from the root")
     parser.add_argument("--minutes", type=float, default=20, help="a sample, if that is too short")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--slower-than", type=float, default=0.5, help="seconds; tried last")
     parser.add_argument("--seed", type=int, default=0, help="which sample")
+    parser.add_argument("--results", type=Path, help="a file that verdicts are added to")
+    parser.add_argument("--again", action="store_true", help="try its survivors again")
     terms = parser.parse_args()
     files = [
         file.resolve().relative_to(ROOT)
@@ -314,62 +284,75 @@ def main() -> None:
     with copy_of(ROOT) as house:  # the tree may be edited meanwhile
         faults = [mutant for file in files for mutant in mutants_of(house, file)]
         random.Random(terms.seed).shuffle(faults)
-        slow, seconds = slow_tests(house, files, terms.slower_than)
+        judged = verdicts_in(terms.results)
+        wanted = False if terms.again else None
+        left = [mutant for mutant in faults if judged.get(mutant.key) is wanted]
+        knowledge = learn(house, sorted({str(tests_of(file)) for file in files}))
         say(
-            f"{len(faults)} mutants of {len(files)} files; the tests take {seconds:.0f} s, "
-            f"{len(slow)} of them are tried last"
+            f"{len(faults)} mutants of {len(files)} files, {len(left)} to try; "
+            f"{len(knowledge.seconds)} tests take {sum(knowledge.seconds.values()):.0f} s"
         )
-        survivors, killed = hunt(house, faults, slow, terms, 30 + 4 * seconds)
-    report(survivors, killed, len(faults))
+        for mutant, killer, seconds in hunt(house, left, knowledge, terms):
+            judged[mutant.key] = killer is not None
+            record(terms.results, mutant, killer, seconds)
+    report([mutant for mutant in faults if mutant.key in judged], judged, len(faults))
 
 
 def hunt(
-    house: Path,
-    faults: Sequence[Mutant],
-    slow: Sequence[str],
-    terms: argparse.Namespace,
-    seconds: float,
-) -> tuple[list[Mutant], list[Mutant]]:
-    """Return who survived and who was killed before the time was up."""
+    house: Path, faults: Sequence[Mutant], knowledge: Knowledge, terms: argparse.Namespace
+) -> Iterator[tuple[Mutant, str | None, float]]:
+    """Yield each mutant, the test that killed it, and the seconds taken, until the time is up."""
     context = get_context("fork")
     waiting, verdicts = context.Queue(), context.Queue()
     workers = [
-        context.Process(target=judge, args=(house, waiting, verdicts, slow, seconds))
+        context.Process(target=judge, args=(house, waiting, verdicts, knowledge))
         for _ in range(terms.processes)
     ]
     for worker in workers:
         worker.start()
-    end, fed = time.monotonic() + 60 * terms.minutes, 0
-    survivors: list[Mutant] = []
-    killed: list[Mutant] = []
+    end, fed, told = time.monotonic() + 60 * terms.minutes, 0, 0
     while True:
-        in_flight = fed - len(survivors) - len(killed)
-        if time.monotonic() < end and fed < len(faults) and in_flight < 2 * terms.processes:
+        if time.monotonic() < end and fed < len(faults) and fed - told < 2 * terms.processes:
             waiting.put(faults[fed])
             fed += 1
-            continue
-        if not in_flight:
+        elif told < fed:
+            yield verdicts.get()
+            told += 1
+        else:
             break
-        mutant, dead = verdicts.get()
-        (killed if dead else survivors).append(mutant)
-        if not dead:
-            say(f"survived  {mutant.path}:{mutant.line}\n{mutant.diff()}")
     for _ in workers:
         waiting.put(None)
     for worker in workers:
         worker.join()
-    return survivors, killed
 
 
-def report(survivors: Sequence[Mutant], killed: Sequence[Mutant], total: int) -> None:
+def verdicts_in(results: Path | None) -> dict[str, bool]:
+    """Return which mutants were killed, and which survived, by the last word on each."""
+    if results is None or not results.exists():
+        return {}
+    lines = map(json.loads, results.read_text(encoding="utf-8").splitlines())
+    return {line["mutant"]: line["killer"] is not None for line in lines}
+
+
+def record(results: Path | None, mutant: Mutant, killer: str | None, seconds: float) -> None:
+    """Print who survived, and add the verdict to the file."""
+    if killer is None:
+        say(f"survived  {mutant.path}:{mutant.line}\n{mutant.diff()}")
+    if results is not None:
+        line = {"mutant": mutant.key, "line": mutant.line, "killer": killer}
+        line |= {"seconds": round(seconds, 2), "diff": mutant.diff()}
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def report(tested: Sequence[Mutant], judged: dict[str, bool], total: int) -> None:
     """Say how many were killed, by file."""
-    tested = len(survivors) + len(killed)
-    lost = Counter(mutant.path for mutant in survivors)
-    for path, count in sorted(Counter(m.path for m in (*survivors, *killed)).items()):
-        say(f"{path}: {count - lost[path]} of {count} killed")
-    sample = "all" if tested == total else f"a sample of {total}"
-    say(f"killed {len(killed)} of {tested} mutants ({sample}): "
-        f"{100 * len(killed) / max(tested, 1):.1f} %")  # fmt: skip
+    killed = Counter(mutant.path for mutant in tested if judged[mutant.key])
+    for path, count in sorted(Counter(mutant.path for mutant in tested).items()):
+        say(f"{path}: {killed[path]} of {count} killed")
+    sample = "all" if len(tested) == total else f"a sample of {total}"
+    say(f"killed {killed.total()} of {len(tested)} mutants ({sample}): "
+        f"{100 * killed.total() / max(len(tested), 1):.1f} %")  # fmt: skip
 
 
 if __name__ == "__main__":
