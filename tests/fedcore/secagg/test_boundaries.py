@@ -1,5 +1,6 @@
 """Cases at the very edge of a rule, which mutation testing found untested."""
 
+from dataclasses import replace
 from math import comb
 
 import numpy as np
@@ -7,11 +8,21 @@ import pytest
 
 from fedcore.crypto import KeyPair, ReplayedEntropy, add_masks
 from fedcore.errors import PeerProtocolError
-from fedcore.secagg import Certificate, Identity, Plan, Threat, decode, encode, join
+from fedcore.secagg import (
+    Certificate,
+    Degree,
+    Identity,
+    Plan,
+    Threat,
+    decode,
+    encode,
+    join,
+    sparse_degree,
+)
 from fedcore.secagg.identity import _statement
 from fedcore.secagg.loopback import run_round
-from fedcore.secagg.messages import MaskedInput, Roster
-from fedcore.secagg.parameters import _connected
+from fedcore.secagg.messages import Invitation, MaskedInput, Roster
+from fedcore.secagg.parameters import _connected, _fewest_responding
 from fedcore.secagg.plan import MOST_CLIENTS
 from fedcore.secagg.seed_helper import HelperPlan
 from fedcore.secagg.seed_helper.coordinator import AwaitingInputs, AwaitingMaskSum
@@ -19,11 +30,13 @@ from fedcore.secagg.seed_helper.loopback import run_helper_round
 from fedcore.secagg.seed_helper.messages import MaskSum, SeedBox
 from fedcore.secagg.server import invite
 from tests.fedcore.secagg.rehearsal import (
+    NOW,
     ROOT,
     at_stage,
     complete_plan,
     identity_of,
     keys_of,
+    refusal,
     signed_plan,
 )
 
@@ -161,3 +174,21 @@ def test_a_running_total_of_a_round_with_a_helper_is_not_printed():
     printed = repr(AwaitingInputs(HELPER_PLAN, np.full(4, 271, np.uint16)))
     assert "271" not in printed
     assert "array" not in printed
+
+
+def test_a_graph_that_silence_could_cut_is_refused_even_if_every_secret_keeps_its_shares():
+    threat = Threat(corrupt=0.0, dropout=0.2, malicious=False)
+    assert sparse_degree(60, threat) == Degree(14, 1)
+    assert _fewest_responding(60, 12, threat) >= 1
+    assert not _connected(60, 12, threat)
+
+
+@pytest.mark.parametrize("clients", [4, 6])
+def test_a_list_of_more_or_fewer_than_the_plan_invites_is_refused_although_it_names_that_list(
+    clients,
+):
+    five = signed_plan(5)
+    plan = signed_plan(clients)
+    plan = replace(plan, roster=five.roster)
+    with refusal(PeerProtocolError, f"must have {clients} identity keys, found 5"):
+        join(Invitation(0, plan, keys_of(five)), ENTROPY, identity=identity_of(0), now=NOW)
