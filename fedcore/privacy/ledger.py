@@ -26,7 +26,7 @@ from fedcore.privacy.accounting import Curve
 from fedcore.privacy.releases import LARGEST_COUNT, Release, compose
 from fedcore.privacy.rules import check
 
-FORMAT: Final = "fedcore/ledger/v1"
+FORMAT: Final = "fedcore/ledger/v2"
 _VACUOUS: Final = 700.0
 """e^epsilon is about to leave a float64, and meaning was left long before."""
 
@@ -154,7 +154,10 @@ class PrivacyLedger:
         check(
             (
                 values["format"] == FORMAT,
-                f"ledger.format must be {FORMAT!r}, got {values['format']!r:.40}",
+                (
+                    f"ledger.format must be {FORMAT!r}, got {values['format']!r:.40}: read it "
+                    "with the version of fedcore that wrote it"
+                ),
             ),
             (
                 isinstance(releases, list),

@@ -292,7 +292,7 @@ def test_json_brings_back_the_same_ledger(delta, budget, kinds, survivors):
 def test_json_holds_every_field_of_a_release():
     document = json.loads(ledger_of(dp_sgd(), budget=50.0).to_json())
     assert document == {
-        "format": "fedcore/ledger/v1",
+        "format": "fedcore/ledger/v2",
         "delta": DELTA,
         "epsilon_budget": 50.0,
         "releases": [asdict(dp_sgd())],
@@ -325,7 +325,8 @@ def changed_release(**change):
         "1" * 10_000,
         '{"a": 1, "a": 2}',
         changed().replace("{", '{"delta": 0.1, ', 1),
-        changed(format="fedcore/ledger/v2"),
+        changed(format="fedcore/ledger/v1"),
+        changed(format="fedcore/ledger/v3"),
         changed(format=None),
         changed(delta="1e-5"),
         changed(delta=True),
@@ -363,6 +364,14 @@ def test_anything_but_a_ledger_is_refused_in_one_line(text):
     with pytest.raises(ConfigurationError) as refusal:
         PrivacyLedger.from_json(text)
     assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_a_ledger_of_an_older_format_is_refused_by_its_format_and_not_by_its_fields():
+    newer = {"participations", "separation", "stream", "population"}
+    release = {name: value for name, value in RELEASE.items() if name not in newer}
+    older = changed(format="fedcore/ledger/v1", releases=[release])
+    with pytest.raises(ConfigurationError, match=r"format must be .*v2', got .*v1': read it with"):
+        PrivacyLedger.from_json(older)
 
 
 TEXT = ledger_of(of_sum(1), of_sum(2, "distributed_skellam"), budget=50.0).to_json()
