@@ -132,6 +132,7 @@ class CentralGaussian:
         delta: Of the (epsilon, delta) that the ledger reports; below 1 / devices.
         epsilon_budget: Nothing is released beyond it; None for no limit other than `epsilon`.
         max_inflation: A ring in which rounding costs more than this factor of noise is refused.
+        amplification: As in `DistributedGaussian`.
     """
 
     kind: Literal["central_gaussian"] = "central_gaussian"
@@ -140,6 +141,7 @@ class CentralGaussian:
     delta: float
     epsilon_budget: float | None = None
     max_inflation: float = MAX_INFLATION
+    amplification: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges."""

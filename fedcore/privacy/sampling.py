@@ -6,13 +6,14 @@ was. Three conditions stand between that sentence and a smaller epsilon.
 *Whom it protects from.* The coordinator knows the cohort: from it sampling hides
 nothing. What is claimed here holds against those who see the models and no more.
 
-*What the others see.* Every device adds a share of noise and the mean is divided by
-their number, so the size k of a cohort shows in what is published; the theorems for
-Poisson samples [ZW19] want it hidden. So k counts as public. Given k, a Poisson sample
-is a uniform choice of k devices out of the population, without replacement, and the
-theorem for those [WBK19, Theorem 9] applies, which compares data sets in which one
-device is *replaced*: by another, or by one that contributes nothing. The latter is the
-ledger's own relation, so its curves and these add up. It costs twice the sensitivity.
+*What the others see.* The mean is divided by the size k of a cohort, and scale, ring and
+shares of noise are planned for it, so k shows in what is published, whoever adds the
+noise; the theorems for Poisson samples [ZW19] want it hidden. So k counts as public.
+Given k, a Poisson sample is a uniform choice of k devices out of the population, without
+replacement, and the theorem for those [WBK19, Theorem 9] applies, which compares data
+sets in which one device is *replaced*: by another, or by one that contributes nothing.
+The latter is the ledger's own relation, so its curves and these add up. It costs twice
+the sensitivity.
 
 *What was executed.* Once a device that was drawn is missing from the sum, the sum is
 no longer over a uniform choice: some devices had no chance. Then, and whenever those

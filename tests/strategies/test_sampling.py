@@ -15,7 +15,7 @@ from fedcore.crypto import ReplayedEntropy, SystemEntropy
 from fedcore.engine import DropScript, InProcessGrid
 from fedcore.job import Everyone, FixedSize, Poisson
 from fedcore.pipeline import Modular, Uniform
-from fedcore.privacy import DistributedGaussian, Drawn, PrivacyLedger
+from fedcore.privacy import CentralGaussian, DistributedGaussian, Drawn, PrivacyLedger
 from strategies.cohort import CohortGrid
 from strategies.factory import build_strategy
 from strategies.sampling import Cohorts, draw_poisson
@@ -153,8 +153,11 @@ def test_a_cohort_that_is_always_the_same_size_is_never_skipped():
         assert strategy.start(grid=grid, initial_arrays=initial(), num_rounds=2).arrays is not None
 
 
-def test_the_ledger_says_how_the_devices_were_drawn_and_counts_it():
-    run = run_job(**NOISE)
+@pytest.mark.parametrize("mechanism", [DistributedGaussian, CentralGaussian])
+def test_the_ledger_says_how_the_devices_were_drawn_and_counts_it(mechanism):
+    privacy = mechanism(noise_multiplier=8.0, delta=1e-3, amplification=True)
+    noise = NOISE | {"privacy": privacy}
+    run = run_job(**noise)
     ledger = run.last.ledger
     assert [release.sampling for release in ledger.releases] == ["poisson"] * 3
     assert len({release.clients for release in ledger.releases}) > 1
@@ -162,7 +165,7 @@ def test_the_ledger_says_how_the_devices_were_drawn_and_counts_it():
     assert all(release.amplification_claimed for release in ledger.releases)
     # The same noise, whatever the size of the cohort.
     assert {release.noise_multiplier for release in ledger.releases} == {8.0}
-    unclaimed = run_job(**NOISE | {"privacy": replace(NOISE["privacy"], amplification=False)})
+    unclaimed = run_job(**noise | {"privacy": replace(privacy, amplification=False)})
     assert [release.sampling for release in unclaimed.last.ledger.releases] == ["poisson"] * 3
     assert ledger.epsilon <= unclaimed.last.ledger.epsilon
     assert PrivacyLedger.from_json(ledger.to_json()) == ledger
