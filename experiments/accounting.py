@@ -55,7 +55,7 @@ def account(experiment: Experiment, sizes: Sizes | None = None) -> str:
     if privacy.device is None and privacy.example is None:
         msg = (
             f"privacy={job.privacy.kind} adds no noise, so epsilon is infinite: choose "
-            "privacy=distributed_gaussian, distributed_skellam, example_level or both_levels"
+            "one of the mechanisms of conf/privacy, such as privacy=distributed_gaussian"
         )
         raise ConfigurationError(msg)
     accounts = _accounts(privacy, parameters)

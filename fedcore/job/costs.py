@@ -23,7 +23,7 @@ from fedcore.privacy import (
     stated_noise,
 )
 from fedcore.privacy.releases import Unit
-from fedcore.privacy.target import rounded_up
+from fedcore.privacy.target import not_positive, rounded_up
 from fedcore.training import ExampleLevelPrivacy
 
 if TYPE_CHECKING:  # settings.py checks a job; here it is only read
@@ -181,6 +181,8 @@ def _resolve(job: Job, parameters: int, examples: int) -> Job:
 
 def _resolve_local(job: Job, privacy: ExampleLevelPrivacy, examples: int) -> ExampleLevelPrivacy:
     target = privacy.epsilon or 0.0
+    if target <= 0:
+        raise ConfigurationError(not_positive(target, 0.0))
     ledger = PrivacyLedger(delta=privacy.delta)
 
     def projection(noise: float) -> float | None:

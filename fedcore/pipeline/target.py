@@ -23,7 +23,7 @@ from fedcore.pipeline.bound import BoundRound, bind_round
 from fedcore.pipeline.clipping import PerLayerClip, first_norm
 from fedcore.pipeline.plan import Modular, RoundPlan, RunPlan
 from fedcore.privacy import Found, NoPrivacy, PrivacyLedger, least_noise
-from fedcore.privacy.target import rounded_up
+from fedcore.privacy.target import not_positive, rounded_up
 
 WIDEST = 32
 """Bits of the widest ring that `Modular` offers."""
@@ -55,6 +55,8 @@ def resolve(plan: RunPlan, *, rounds: int, clients: int, dim: int) -> RunPlan:
     if isinstance(privacy, NoPrivacy) or privacy.epsilon is None:
         return plan
     found, why = _search(plan, rounds, clients, dim)
+    if found is not None and privacy.epsilon <= 0:
+        raise ConfigurationError(not_positive(privacy.epsilon, found.epsilon))
     if found is None or found.epsilon > privacy.epsilon:
         wider = _smallest_ring(plan, rounds, clients, dim)
         raise ConfigurationError(_unreachable(plan, wider, found, why))
@@ -129,7 +131,8 @@ def _search(
             return None
         return projected_epsilon(bound, rounds, privacy.delta)
 
-    found = least_noise(projection, privacy.epsilon)
+    # No noise reaches less than nothing: what is found then is the most noise that fits.
+    found = least_noise(projection, privacy.epsilon if privacy.epsilon > 0 else -1.0)
     return found, refusals[min(refusals)] if refusals else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, isfinite
 from typing import TypeAlias
 
 from fedcore.errors import ConfigurationError
@@ -60,9 +60,11 @@ def noise_rules(
             f"{noise_multiplier} and {epsilon}: set the other to null",
         ),
         (
-            epsilon is None or 0 < epsilon < inf,
-            f"privacy.epsilon must be in (0, inf), got {epsilon}: any positive target may be "
-            "asked for, and one that the ring cannot reach is told the smallest that it can",
+            # What a run cannot reach, 0 and less included, is refused once its size is known:
+            # then the refusal names the smallest epsilon that it can reach.
+            epsilon is None or isfinite(epsilon),
+            f"privacy.epsilon must be a finite number, got {epsilon}: choose privacy=none for no "
+            "limit",
         ),
         (
             epsilon_budget is None or 0 < epsilon_budget < inf,

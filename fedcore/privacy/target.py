@@ -70,6 +70,25 @@ def least_noise(projection: Projection, target: float) -> Found | None:
     return best
 
 
+def not_positive(target: float, least: float) -> str:
+    """Return why a `target` of 0 or less is refused, and the smallest that works.
+
+    Args:
+        target: That was asked for.
+        least: Epsilon at the most noise that works; 0 where noise has no limit.
+
+    Example:
+        >>> not_positive(-1.0, 0.8509)
+        'privacy.epsilon must be positive, got -1: the smallest that this run reaches is 0.851'
+    """
+    reached = (
+        f"the smallest that this run reaches is {rounded_up(least):g}"
+        if least > 0
+        else "this run reaches any positive one"
+    )
+    return f"privacy.epsilon must be positive, got {target:g}: {reached}"
+
+
 def rounded_up(epsilon: float) -> float:
     """Return `epsilon` to four digits, upwards: what a message names must work.
 

@@ -8,7 +8,7 @@ through a mechanism of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from typing import Literal
 
 from fedcore.errors import ConfigurationError
@@ -93,10 +93,13 @@ class ExampleLevelPrivacy:
                 f"{self.noise_multiplier} and {self.epsilon}: set the other to null"
             )
             raise ConfigurationError(msg)
-        for name, value in (("epsilon", self.epsilon), ("epsilon_budget", self.epsilon_budget)):
-            if value is not None and not 0 < value < inf:
-                msg = f"privacy.{name} must be in (0, inf) or null, got {value}"
-                raise ConfigurationError(msg)
+        if self.epsilon is not None and not isfinite(self.epsilon):
+            # One that no run reaches is refused with the smallest that this run does.
+            msg = f"privacy.epsilon must be a finite number or null, got {self.epsilon}"
+            raise ConfigurationError(msg)
+        if self.epsilon_budget is not None and not 0 < self.epsilon_budget < inf:
+            msg = f"privacy.epsilon_budget must be in (0, inf) or null, got {self.epsilon_budget}"
+            raise ConfigurationError(msg)
         if self.noise_multiplier is not None and not 0 <= self.noise_multiplier < inf:
             msg = (
                 "privacy.noise_multiplier must be 0 or more and finite, "

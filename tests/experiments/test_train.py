@@ -207,7 +207,7 @@ BAD = [
     ),
     (
         ["privacy=distributed_gaussian", "weighting=uniform", "privacy.epsilon=0"],
-        "privacy.epsilon must be in (0, inf), got 0",
+        "privacy.epsilon must be positive, got 0: the smallest that this run reaches is",
     ),
     (
         [

@@ -40,6 +40,12 @@ def test_the_noise_of_local_training_meets_its_target_and_a_thousandth_less_does
     assert PrivacyLedger(delta=1e-5).projected_epsilon(less, rounds) > target
 
 
+def test_local_training_reaches_any_target_but_nothing():
+    with pytest.raises(ConfigurationError, match=r"must be positive, got -1: .* any positive one"):
+        assessed(replace(EXAMPLE, epsilon=-1.0))
+    assert 0 < assessed(replace(EXAMPLE, epsilon=0.1)).example.epsilon <= 0.1
+
+
 def test_both_levels_have_two_costs_that_are_those_of_one_level_each():
     both = assessed(BOTH)
     assert both.device == assessed(DEVICE).device

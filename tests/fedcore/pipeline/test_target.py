@@ -19,7 +19,7 @@ from fedcore.pipeline import (
     resolve,
     with_noise,
 )
-from fedcore.privacy import DistributedGaussian, DistributedSkellam, PrivacyLedger
+from fedcore.privacy import CentralGaussian, DistributedGaussian, DistributedSkellam, PrivacyLedger
 from tests.fedcore.pipeline.rounds import private_plan, round_plan
 
 DELTA = 1e-5
@@ -123,6 +123,18 @@ def test_a_target_that_does_not_fit_names_the_smallest_epsilon_and_ring_that_wor
     resolve(replace(plan, quantize=Modular(bits)), **sizes)
     with pytest.raises(ConfigurationError):
         resolve(replace(plan, quantize=Modular(bits - 1)), **sizes)
+
+
+@pytest.mark.parametrize("mechanism", [*MECHANISMS, CentralGaussian])
+@pytest.mark.parametrize("target", [0.0, -3.0])
+def test_a_target_of_nothing_names_the_smallest_epsilon_that_works(mechanism, target):
+    plan, sizes = aiming(target, mechanism, bits=12), {"rounds": 100, "clients": 50, "dim": 10_000}
+    with pytest.raises(ConfigurationError, match=r"must be positive, got (0|-3): ") as caught:
+        resolve(plan, **sizes)
+    epsilon = float(re.search(r"this run reaches is ([\d.]+)$", str(caught.value))[1])
+    resolve(replace(plan, privacy=replace(plan.privacy, epsilon=epsilon)), **sizes)
+    with pytest.raises(ConfigurationError, match="no noise that fits"):
+        resolve(replace(plan, privacy=replace(plan.privacy, epsilon=epsilon * 0.99)), **sizes)
 
 
 def test_where_no_noise_works_the_reason_is_told():
