@@ -1,28 +1,32 @@
 """The global model on its way down: what changed since the version that a device has.
 
 The coordinator keeps the model that devices have, the *broadcast* model, beside the one
-that its strategy computes, and sends the difference between the two, rounded to few bits:
+that its strategy computes, and moves the first towards the second by few bits an entry:
 
-    delta_t = Q(target_t - broadcast_{t-1}),      broadcast_t = broadcast_{t-1} + delta_t
+    broadcast_t = broadcast_{t-1} + 2^e Q((target_t - broadcast_{t-1}) / 2^e)
 
-What rounding lost stays in the difference and goes out with a later delta: error feedback
-at the coordinator, of which a device needs to know nothing [TYLZL19]. Every device adds
-the same float32 numbers in the same order, so all hold the broadcast model bit for bit.
+with Q rounding to integers and an exponent e for each layer, from its largest change. What
+rounding lost stays in the difference and moves with a later round: error feedback at the
+coordinator, of which a device needs to know nothing [TYLZL19].
 
-It starts from the model of zeros, which every device has. A version is called by its
-digest. A device that missed some rounds gets the deltas
-since its version, or the whole model where that takes fewer bytes, or where its version is
-not remembered. The model was published round by round: none of this costs privacy.
+Steps are powers of two, so every model is a vector of whole multiples of the finest step so
+far, and float32 holds each exactly: an entry never takes more than its 24 bits. Sums of
+them do not depend on their order. What changed over many rounds is therefore *one* vector
+of integers, which takes far fewer bits than the rounds' own vectors one by one (g rounds of
+changes to and fro add about log2(g) / 2 bits to an entry, not g times its bits), and every
+device ends with the same model, bit for bit, however many rounds it slept.
+
+It starts from the model of zeros, which every device has: what changed since then is the
+whole model, for a device whose version is unknown, or forgotten, or so old that this takes
+fewer bytes. A version is called by its digest. The model was published round by round: none
+of this costs privacy.
 
 [TYLZL19] Tang et al., "DoubleSqueeze", https://arxiv.org/abs/1905.05957
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -34,20 +38,28 @@ from fedcore.errors import ConfigurationError, PeerProtocolError
 
 Model: TypeAlias = npt.NDArray[np.float32]
 """Shape [dim]: a model laid out flat."""
+Exponents: TypeAlias = npt.NDArray[np.int16]
 NO_VERSION: Final = bytes(DIGEST_BYTES)
 """In place of a version: the device has none."""
-_COUNT: Final = struct.Struct("<I")
-_WHOLE, _CHAIN = b"w", b"c"
-_FIRST_BITS: Final = 8
-"""Of the first delta, at least: it carries a whole model."""
+_WHOLE, _CHANGE = b"w", b"c"
+_FIRST_BITS: Final = 6
+"""Of the first change, at least: it carries a whole model."""
+_MANTISSA: Final = 24
+"""Bits of a float32 number."""
+_FINEST, _COARSEST = -126, 100
+"""Range of exponents; none is subnormal."""
+_LARGEST: Final = 2.0**_COARSEST
+_SURELY_LESS: Final = 16
+"""A change of a fraction of the model as float32 is shorter than the whole as integers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Send devices what changed, `bits` bits an entry before entropy coding.
+    """Send devices what changed, `bits` bits an entry and round before entropy coding.
 
     Attributes:
-        bits: 2..16. A step is a layer's largest change over 2^(bits-1) - 1.
+        bits: 2..16. A step is a layer's largest change over 2^(bits-1) - 1, or nearly: the
+            nearest power of two.
     """
 
     bits: int = 8
@@ -68,16 +80,18 @@ class Full:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One delta.
+    """How one version became the next.
 
     Attributes:
-        base: Version that it changes.
-        version: What that makes of it.
-        data: Scales of the layers, and the integers.
+        base: Version that it changed.
+        exponents: Shape [layers]: of the steps' sizes.
+        floor: Shape [layers]: with lower exponents, entries of the two would take too many bits.
+        data: Integers [dim], encoded.
     """
 
     base: bytes
-    version: bytes
+    exponents: Exponents = field(repr=False)
+    floor: Exponents = field(repr=False)
     data: bytes = field(repr=False)
 
 
@@ -86,12 +100,13 @@ class Broadcast:
     """The model that devices have, and how to get there; immutable.
 
     Attributes:
-        layers: Sizes of the model's arrays; each has a scale of its own.
-        bits: Of an entry of a delta.
+        layers: Sizes of the model's arrays; each has steps of its own.
+        bits: Of an entry of one round's change.
         model: Shape [dim].
         version: Its digest.
         origin: Digest of the model of zeros.
-        steps: The latest deltas, oldest first; together no longer than the model.
+        finest: Shape [layers]: the model consists of multiples of 2 to this power.
+        steps: The latest changes, oldest first; together no longer than the model.
     """
 
     layers: tuple[int, ...]
@@ -99,58 +114,87 @@ class Broadcast:
     model: Model = field(repr=False)
     version: bytes
     origin: bytes
+    finest: Exponents = field(repr=False)
     steps: tuple[Step, ...] = ()
 
     @classmethod
     def of(cls, layers: tuple[int, ...], bits: int) -> Broadcast:
         """Start with the model of zeros."""
-        zeros = np.zeros(sum(layers), np.float32)
-        zeros.setflags(write=False)
-        return cls(layers, bits, zeros, version_of(zeros), version_of(zeros))
+        zeros = _frozen(np.zeros(sum(layers), np.float32))
+        finest = np.full(len(layers), _COARSEST, np.int16)
+        return cls(layers, bits, zeros, version_of(zeros), version_of(zeros), finest)
 
     def towards(self, target: Model) -> Broadcast:
-        """Return the next broadcast, as near to `target` [dim] as one delta brings it.
+        """Return the next broadcast, as near to `target` [dim] as one change brings it.
 
         Raises:
-            ConfigurationError: `target` holds a number that is not finite.
+            ConfigurationError: `target` holds a number that is not finite, or above 2^100.
         """
-        change = np.subtract(target, self.model, dtype=np.float32)
-        if not np.isfinite(change).all():
+        reach = np.maximum(_peaks(target, self.layers), _peaks(self.model, self.layers))
+        if not (reach < _LARGEST).all():
             msg = (
-                "the global model must consist of finite numbers, found others: training "
-                "diverged; lower strategy.learning_rate or training.learning_rate"
+                "the global model must consist of finite numbers below 2^100, found others: "
+                "training diverged; lower strategy.learning_rate or training.learning_rate"
             )
             raise ConfigurationError(msg)
-        first = self.version == self.origin
-        bits = max(self.bits, _FIRST_BITS) if first else self.bits
-        scales, integers = _quantise(change, self.layers, bits)
+        # Rounding may take an entry beyond both: one bit is kept free for it.
+        floor = np.where(reach > 0, np.frexp(reach)[1] - (_MANTISSA - 1), _FINEST)
+        floor = np.maximum(floor, _FINEST).astype(np.int16)
+        if (floor > self.finest).any():
+            return self._coarser(floor).towards(target)
+        bits = max(self.bits, _FIRST_BITS) if self.version == self.origin else self.bits
+        change = np.subtract(target, self.model, dtype=np.float32)
+        exponents = np.maximum(_exponents(_peaks(change, self.layers), bits), floor)
+        integers = np.rint(change / _units(exponents, self.layers)).astype(np.int64)
         if not integers.any():
             return self
-        data = scales.astype("<f4").tobytes() + encode_integers(integers)
-        model = _add(self.model, scales, integers, self.layers)
-        step = Step(self.version, version_of(model), data)
-        whole = model.nbytes
-        steps = [*self.steps, step]
-        while sum(len(each.data) for each in steps) > whole:
-            steps.pop(0)
-        return replace(self, model=model, version=step.version, steps=tuple(steps))
+        model = _frozen(_add(self.model, exponents, integers, self.layers))
+        step = Step(self.version, exponents, floor, encode_integers(integers))
+        return replace(
+            self,
+            model=model,
+            version=version_of(model),
+            finest=np.minimum(self.finest, exponents),
+            steps=_remembered((*self.steps, step), model.nbytes),
+        )
 
     def update_from(self, base: bytes) -> bytes:
         """Return what brings a device from `base` to this version: the fewest bytes that do."""
         if base == self.version:
-            return _CHAIN
+            return _CHANGE
+        # A version that came back is known twice: the later one is nearer.
         places = [place for place, step in enumerate(self.steps) if step.base == base]
-        if places:
-            # A version that came back is known twice: the later one is nearer.
-            chain = b"".join(
-                _COUNT.pack(len(step.data)) + step.data for step in self.steps[places[-1] :]
-            )
-            if len(chain) < 3 * self.model.nbytes // 4 or len(chain) < len(self._whole()):
-                return _CHAIN + chain
-        return self._whole()
+        if not places:
+            return self._whole()
+        exponents, integers = self._merged(self.steps[places[-1] :])
+        change = _CHANGE + _written(exponents, integers)
+        if len(change) < self.model.nbytes // _SURELY_LESS:
+            return change
+        return min(change, self._whole(), key=len)
+
+    def _merged(self, steps: tuple[Step, ...]) -> tuple[Exponents, npt.NDArray[np.int64]]:
+        """Return the one change that `steps` are together."""
+        exponents = np.minimum.reduce([step.exponents for step in steps])
+        total = np.zeros(self.model.size, np.int64)
+        for step in steps:
+            integers = decode_integers(step.data, total.size)
+            shifts = step.exponents - exponents
+            if shifts.any():
+                integers <<= np.repeat(shifts.astype(np.int64), self.layers)
+            total += integers
+        return exponents, total
 
     def _whole(self) -> bytes:
-        return _WHOLE + _squeeze(self.model)
+        """Return what changed since the model of zeros."""
+        integers = (self.model / _units(self.finest, self.layers)).astype(np.int64)
+        return _WHOLE + _written(self.finest, integers)
+
+    def _coarser(self, floor: Exponents) -> Broadcast:
+        """Return a model that leaves room for larger entries; all devices get it as a whole."""
+        finest = np.maximum(self.finest, floor)
+        units = _units(finest, self.layers)
+        model = _frozen(np.rint(self.model / units) * units)
+        return replace(self, model=model, version=version_of(model), finest=finest, steps=())
 
 
 def apply_update(
@@ -170,21 +214,19 @@ def apply_update(
     """
     view, dim = memoryview(data), sum(layers)
     form, rest = bytes(view[:1]), view[1:]
-    if form == _WHOLE:
-        result = _unsqueeze(rest, dim)
-    elif form == _CHAIN and (model is None or model.shape == (dim,)):
-        result = np.zeros(dim, np.float32) if model is None else model.astype(np.float32)
-        while len(rest):
-            scales, integers, rest = _read_step(rest, layers)
-            result = _add(result, scales, integers, layers)
+    if form == _WHOLE or (form == _CHANGE and model is None):
+        result = np.zeros(dim, np.float32)
+    elif form == _CHANGE and model is not None and model.shape == (dim,):
+        result = model.astype(np.float32, copy=False)
     else:
         msg = f"an update must hold a model of {dim} entries or changes to one that the device has"
         raise PeerProtocolError(msg)
+    if len(rest):
+        result = _add(result, *_read(rest, layers), layers)
     if version_of(result) != version:
         msg = "the updated model must have the announced digest, found another: ask for all of it"
         raise PeerProtocolError(msg)
-    result.setflags(write=False)
-    return result
+    return _frozen(result)
 
 
 def version_of(model: Model) -> bytes:
@@ -192,71 +234,72 @@ def version_of(model: Model) -> bytes:
     return transcript_hash("fedcore/v1/broadcast", model.astype("<f4", copy=False).tobytes())
 
 
-def _quantise(
-    change: Model, layers: tuple[int, ...], bits: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Round a change to the nearest multiples of its layers' steps."""
+def _remembered(steps: tuple[Step, ...], most: int) -> tuple[Step, ...]:
+    """Return the latest of `steps` that take at most `most` bytes and fit the last one."""
+    start, size = len(steps), 0
+    for step in reversed(steps):
+        size += len(step.data)
+        if size > most or (step.floor > steps[-1].exponents).any():
+            break
+        start -= 1
+    return steps[start:]
+
+
+def _peaks(x: Model, layers: tuple[int, ...]) -> Model:
+    """Return the largest magnitude of each layer, shape [layers]; NaN where one is in it."""
     starts = np.cumsum([0, *layers[:-1]])
     filled = [place for place, size in enumerate(layers) if size]
     peaks = np.zeros(len(layers), np.float32)
-    peaks[filled] = np.maximum.reduceat(np.abs(change), starts[filled])
-    scales = (peaks / np.float32((1 << (bits - 1)) - 1)).astype(np.float32)
-    units = np.repeat(np.where(scales > 0, scales, np.float32(1)), layers)
-    return scales, np.rint(change / units).astype(np.int64)
+    peaks[filled] = np.maximum.reduceat(np.abs(x), starts[filled])
+    return peaks
+
+
+def _exponents(peaks: Model, bits: int) -> Exponents:
+    """Return the power of two nearest to the step that rounds `peaks` to `bits` bits."""
+    steps = peaks.astype(np.float64) / ((1 << (bits - 1)) - 1)
+    exponents = np.full(len(peaks), _COARSEST, np.int16)
+    exponents[steps > 0] = np.rint(np.log2(steps[steps > 0]))
+    return exponents
+
+
+def _units(exponents: Exponents, layers: tuple[int, ...]) -> Model:
+    """Return the size of an entry's step, shape [dim]; to divide by it is exact."""
+    return np.repeat(np.ldexp(np.float32(1), exponents), layers)
 
 
 def _add(
     model: Model,
-    scales: npt.NDArray[np.float32],
+    exponents: Exponents,
     integers: npt.NDArray[np.int64],
     layers: tuple[int, ...],
 ) -> Model:
-    """Add a delta in float32, one multiplication and one addition an entry: exact everywhere."""
-    change = np.repeat(scales, layers)
-    change *= integers.astype(np.float32)
+    """Add a change: sums are exact, whatever the order, where `Broadcast` made it."""
+    change = integers.astype(np.float32)
+    change *= _units(exponents, layers)
     change += model
     return change
 
 
-def _read_step(
-    data: memoryview, layers: tuple[int, ...]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], memoryview]:
-    if len(data) < _COUNT.size:
-        msg = "a chain of deltas ended too early"
-        raise PeerProtocolError(msg)
-    (size,) = _COUNT.unpack_from(data)
-    step, rest = data[_COUNT.size : _COUNT.size + size], data[_COUNT.size + size :]
-    head = 4 * len(layers)
-    if len(step) != size or size < head:
-        msg = f"a delta must hold {len(layers)} scales and its integers, found {len(step)} bytes"
-        raise PeerProtocolError(msg)
-    scales = np.frombuffer(step[:head], "<f4").astype(np.float32)
-    if not isfinite(float(np.abs(scales).max(initial=0.0))):
-        msg = "the scales of a delta must be finite"
-        raise PeerProtocolError(msg)
-    integers = decode_integers(step[head:], sum(layers))
-    if int(np.abs(integers).max(initial=0)) >= 1 << 15:
-        msg = "an entry of a delta must fit 16 bits"
-        raise PeerProtocolError(msg)
-    return scales, integers, rest
+def _written(exponents: Exponents, integers: npt.NDArray[np.int64]) -> bytes:
+    return exponents.astype("<i2").tobytes() + encode_integers(integers)
 
 
-def _squeeze(model: Model) -> bytes:
-    """Return float32 numbers byte plane by byte plane: exponents of a layer are alike."""
-    planes = model.astype("<f4", copy=False).view(np.uint8).reshape(-1, 4).T
-    return zlib.compress(np.ascontiguousarray(planes).tobytes(), 6)
-
-
-def _unsqueeze(data: memoryview, dim: int) -> Model:
-    reader = zlib.decompressobj()
-    try:
-        planes = reader.decompress(data, 4 * dim)
-        surplus = reader.decompress(reader.unconsumed_tail, 1)
-    except zlib.error as error:
-        msg = "a model must be a compressed block of float32 numbers, found anything else"
-        raise PeerProtocolError(msg) from error
-    if len(planes) != 4 * dim or surplus or not reader.eof or reader.unused_data:
-        msg = f"a model of {dim} float32 numbers takes {4 * dim} bytes, found {len(planes)} or more"
+def _read(data: memoryview, layers: tuple[int, ...]) -> tuple[Exponents, npt.NDArray[np.int64]]:
+    head = 2 * len(layers)
+    if len(data) < head:
+        msg = f"a change must hold {len(layers)} exponents and integers, found {len(data)} bytes"
         raise PeerProtocolError(msg)
-    values = np.frombuffer(planes, np.uint8).reshape(4, dim).T
-    return np.ascontiguousarray(values).view("<f4").reshape(dim).astype(np.float32)
+    exponents = np.frombuffer(data[:head], "<i2").astype(np.int16)
+    if exponents.size and not _FINEST <= exponents.min() <= exponents.max() <= _COARSEST:
+        msg = f"the exponents of a change must be in {_FINEST}..{_COARSEST}, found another"
+        raise PeerProtocolError(msg)
+    integers = decode_integers(data[head:], sum(layers))
+    if int(np.abs(integers).max(initial=0)) > 2 << _MANTISSA:
+        msg = f"an entry of a change must be at most 2^{_MANTISSA + 1}, found a larger one"
+        raise PeerProtocolError(msg)
+    return exponents, integers
+
+
+def _frozen(model: Model) -> Model:
+    model.setflags(write=False)
+    return model

@@ -65,6 +65,47 @@ def test_the_history_never_takes_more_than_the_model_itself():
     assert len(history[-1].steps) > 1
 
 
+def test_many_rounds_of_changes_take_few_bits_more_than_one():
+    history, _ = walk(initial(2, seed=3), 30)
+    one = len(history[-1].update_from(history[-2].version))
+    all_of_them = sum(len(step.data) for step in history[-1].steps[-16:])
+    merged = len(history[-1].update_from(history[-17].version))
+    assert one < merged < all_of_them / 3
+
+
+def test_a_layer_that_grows_beyond_its_steps_is_sent_anew_and_stays_exact():
+    small = np.full(DIM, 1e-9, np.float32)
+    first = Broadcast.of(LAYERS, 8).towards(small)
+    grown = first.towards(small + np.float32(1)).towards(np.full(DIM, 3.0, np.float32))
+    data = grown.update_from(first.version)
+    assert data[:1] == b"w"
+    assert apply_update(first.model, data, LAYERS, grown.version).tobytes() == grown.model.tobytes()
+    history, target = walk(grown, 20)
+    assert np.abs(history[-1].model - target).max() < 0.05
+    for before in history:
+        update = history[-1].update_from(before.version)
+        found = apply_update(before.model, update, LAYERS, history[-1].version)
+        assert found.tobytes() == history[-1].model.tobytes()
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.data(), bits=st.integers(2, 16))
+def test_any_sequence_of_models_reaches_every_sleeper_bit_for_bit(data, bits):
+    size = st.floats(-(2.0**99), 2.0**99, width=32) | st.sampled_from([0.0, 1e-30, -1.0, 3e4])
+    layers = (2, 0, 3)
+    broadcast = Broadcast.of(layers, bits)
+    history = [broadcast]
+    for _ in range(data.draw(st.integers(1, 8))):
+        target = np.array(data.draw(st.lists(size, min_size=5, max_size=5)), np.float32)
+        history.append(history[-1].towards(target))
+    last = history[-1]
+    for before in history:
+        found = apply_update(before.model, last.update_from(before.version), layers, last.version)
+        assert found.tobytes() == last.model.tobytes()
+    found = apply_update(None, last.update_from(NO_VERSION), layers, last.version)
+    assert found.tobytes() == last.model.tobytes()
+
+
 def test_an_unknown_version_gets_the_whole_model():
     history, _ = walk(initial(), 5)
     data = history[-1].update_from(version_of(np.ones(DIM, np.float32)))
@@ -109,7 +150,7 @@ def test_a_damaged_update_is_noticed(data, whole):
             found = apply_update(history[0].model, candidate, LAYERS, last.version)
         except PeerProtocolError:
             continue
-        assert found.tobytes() == last.model.tobytes()  # e.g. a bit of zlib's header
+        assert found.tobytes() == last.model.tobytes()  # e.g. an exponent of an empty layer
 
 
 @pytest.mark.parametrize("bits", [1, 17])
