@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedcore.crypto import KeyPair, ReplayedEntropy, add_masks
-from fedcore.errors import PeerProtocolError
+from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.secagg import (
     Certificate,
     Degree,
@@ -19,7 +19,7 @@ from fedcore.secagg import (
     join,
     sparse_degree,
 )
-from fedcore.secagg.identity import _statement
+from fedcore.secagg.identity import Credential, _statement
 from fedcore.secagg.loopback import run_round
 from fedcore.secagg.messages import Invitation, MaskedInput, Roster
 from fedcore.secagg.parameters import _connected, _fewest_responding
@@ -192,3 +192,35 @@ def test_a_list_of_more_or_fewer_than_the_plan_invites_is_refused_although_it_na
     plan = replace(plan, roster=five.roster)
     with refusal(PeerProtocolError, f"must have {clients} identity keys, found 5"):
         join(Invitation(0, plan, keys_of(five)), ENTROPY, identity=identity_of(0), now=NOW)
+
+
+def test_a_list_that_the_plan_does_not_name_is_refused():
+    plan = signed_plan(5)
+    others = tuple(sorted((*keys_of(plan)[:4], identity_of(9).certificate.key)))
+    client = others.index(keys_of(plan)[0])
+    with refusal(PeerProtocolError, "must be the one that the plan names"):
+        join(Invitation(client, plan, others), ENTROPY, identity=identity_of(0), now=NOW)
+
+
+def test_a_device_at_another_ones_place_refuses():
+    plan = signed_plan(5)
+    with refusal(PeerProtocolError, "index 1 must be the place of this device's key"):
+        join(Invitation(1, plan, keys_of(plan)), ENTROPY, identity=identity_of(0), now=NOW)
+
+
+def test_nobody_has_as_many_neighbours_as_there_are_clients():
+    with refusal(ConfigurationError, "must be even and below 4, or 3 for the complete graph"):
+        Plan(4, 4, 3, 2, 16, 2)
+
+
+def test_a_round_with_a_helper_may_be_as_large_as_its_plan_can_say():
+    plan = replace(HELPER_PLAN, clients=MOST_CLIENTS, dim=(1 << 40) - 1)
+    assert HelperPlan.from_bytes(plan.to_bytes()) == plan
+
+
+def test_a_node_may_have_any_number_of_eight_bytes():
+    last = (1 << 64) - 1
+    credential = Credential.of_node(identity_of(0), last)
+    credential.check_node(last, ROOT.public.raw, NOW)
+    with pytest.raises(PeerProtocolError, match="is not signed by the key"):
+        credential.check_node(last - 1, ROOT.public.raw, NOW)
