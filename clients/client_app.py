@@ -20,6 +20,7 @@ from torch import nn
 from clients.identity import IdentitySource
 from clients.policy import DevicePolicy
 from clients.secagg_mod import EntropySource, secagg_mod
+from clients.teacher import soft_targets
 from fedcore.crypto import Entropy, ReplayedEntropy, SystemEntropy, generator
 from fedcore.data import (
     DataConfig,
@@ -34,13 +35,14 @@ from fedcore.data import (
 )
 from fedcore.engine import to_arrays, to_record
 from fedcore.errors import ConfigurationError
-from fedcore.job import Job, of_examples
+from fedcore.job import Job, of_examples, trains_for_int8
 from fedcore.job.levels import NOISE_KEY
-from fedcore.models import ModelConfig, build
+from fedcore.models import ModelConfig, Widths, build, fitting_widths
 from fedcore.pipeline import Uniform
 from fedcore.training import (
     ExampleLevelPrivacy,
     evaluate,
+    fake_int8,
     get_arrays,
     one_thread,
     set_arrays,
@@ -125,7 +127,9 @@ def _train(message: Message, context: Context, entropy: Entropy) -> Message:
         train_example_level(model, x, y, job.training, privacy, rng=rng, proximal_mu=float(mu))
         metrics = {}  # computed on raw examples: nothing of it may leave the device
     else:
-        report = train(model, x, y, job.training, rng, proximal_mu=float(mu))
+        teacher = soft_targets(job, context.node_config, x)
+        trained = fake_int8(model, x) if trains_for_int8(job, round_number) else model
+        report = train(trained, x, y, job.training, rng, proximal_mu=float(mu), teacher=teacher)
         metrics = {"train-loss": report.loss, "train-accuracy": report.accuracy}
     # Flower weighs by what is reported here, also where no codec is in between.
     weight = 1 if isinstance(job.weighting, Uniform) else len(y)
@@ -204,15 +208,19 @@ def _load_model(job: Job, context: Context, message: Message) -> nn.Module:
     """Return the process's one model, with the weights of the message."""
     path = context.node_config.get("data-path")
     dataset = _dataset(NpzFile(path=path) if isinstance(path, str) else job.data)
-    model = _model(job.model, dataset.input_shape, job.classes or dataset.classes)
-    set_arrays(model, to_arrays(message.content.array_records["arrays"]))
+    arrays = to_arrays(message.content.array_records["arrays"])
+    widths = fitting_widths(job.model, job.pruning, arrays)
+    model = _model(job.model, dataset.input_shape, job.classes or dataset.classes, widths)
+    set_arrays(model, arrays)
     return model
 
 
 @lru_cache(maxsize=2)
-def _model(config: ModelConfig, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+def _model(
+    config: ModelConfig, input_shape: tuple[int, ...], classes: int, widths: Widths | None
+) -> nn.Module:
     one_thread()
-    return build(config, input_shape, classes, 0)
+    return build(config, input_shape, classes, 0, widths)
 
 
 app = build_client_app()

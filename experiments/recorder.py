@@ -222,7 +222,10 @@ class ReleaseSummary:
 
     path: str
     version: int
+    parameters: int
+    macs: int
     onnx_bytes: int
+    float_bytes: int
     agreement: float
     float_accuracy: float
     int8_accuracy: float

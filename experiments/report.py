@@ -97,6 +97,9 @@ class Published:
     int8_accuracy: float | None
     device_latency_ms: float | None
     device_peak_memory_mb: float | None
+    parameters: int | None = None
+    macs: int | None = None
+    float_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

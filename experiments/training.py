@@ -29,7 +29,7 @@ from fedcore.engine import DropScript, run_in_process, run_on_ray
 from fedcore.errors import ConfigurationError
 from fedcore.job import Job, Preflight, RemoteHelper, check
 from fedcore.manifest import Provenance
-from fedcore.models import build
+from fedcore.models import build, fitting_widths
 from fedcore.pipeline import NoSecAgg, SeedHelper
 from fedcore.release import load_or_create_key, release_model
 from fedcore.training import one_thread, set_arrays
@@ -147,7 +147,8 @@ def _release(
     if isinstance(experiment.release, NoRelease) or recorder.arrays is None:
         return None
     dataset = preflight.dataset
-    model = build(job.model, dataset.input_shape, dataset.classes, job.seed)
+    widths = fitting_widths(job.model, job.pruning, recorder.arrays)
+    model = build(job.model, dataset.input_shape, dataset.classes, job.seed, widths)
     set_arrays(model, recorder.arrays)
     key_path = Path(experiment.release.key or folder / "signing.key")
     report = release_model(
@@ -172,7 +173,10 @@ def _release(
     return ReleaseSummary(
         path=str(report.path),
         version=report.version,
+        parameters=report.size.parameters,
+        macs=report.size.macs,
         onnx_bytes=report.onnx_bytes,
+        float_bytes=report.float_bytes,
         agreement=report.agreement,
         float_accuracy=report.float_accuracy,
         int8_accuracy=report.device.accuracy,
@@ -185,8 +189,11 @@ def _announce(job: Job, preflight: Preflight, folder: Path) -> None:
     bound = preflight.bound
     masks = "masked" if bound and (bound.secagg or bound.helper) else "in the clear"
     bits = f"in a {preflight.bound.ring.bits}-bit ring" if preflight.bound else "as float32"
+    weights = f"{preflight.parameters:,}"
+    if len(preflight.sizes) > 1:
+        weights += f" and then {preflight.sizes[-1]:,}"
     print(
-        f"{job.name}: {preflight.parameters:,} weights, {job.rounds} rounds, "
+        f"{job.name}: {weights} weights, {job.rounds} rounds, "
         f"{job.clients_per_round} of {job.clients} clients a round, uploads {masks} {bits}, "
         f"epsilon {preflight.epsilon:.3g} after the last round\n{folder}",
         flush=True,

@@ -23,7 +23,7 @@ from fedcore.engine import DroppingGrid, DropScript, SystemClock, to_arrays, to_
 from fedcore.errors import BudgetExhaustedError, ConfigurationError, FedcoreError
 from fedcore.job import Job, Poisson, Preflight, RemoteHelper, check, of_examples
 from fedcore.job.levels import NOISE_KEY
-from fedcore.models import build
+from fedcore.models import Structured, Widths, build, fitting_widths, prune, pruned_widths
 from fedcore.pipeline import (
     RECORD,
     Bonawitz,
@@ -43,6 +43,7 @@ from strategies.factory import build_strategy
 from strategies.helper_client import Helper, HelperAddress, HelperClient, InProcessHelper
 from strategies.matrix_run import MatrixRun
 from strategies.plain_grid import PlainGrid
+from strategies.pruning import PrunedStrategy
 from strategies.sampling import Cohorts
 from strategies.secure_grid import NO_DELTA, SecureGrid
 
@@ -162,6 +163,7 @@ class _Run:
         self._clock = SystemClock()
         dataset = preflight.dataset
         self._model = build(job.model, dataset.input_shape, dataset.classes, job.seed)
+        self._widths: Widths | None = None
         self._report: RoundReport | None = None
         local = of_examples(job.privacy)
         self._examples = (
@@ -181,7 +183,12 @@ class _Run:
         if self._observer is not None:
             self._observer.started(job, self._preflight, self._evaluate())
         cohort = 0 if isinstance(job.sampling, Poisson) else job.clients_per_round
-        strategy = build_strategy(job.strategy, cohort=cohort)
+        fresh = partial(build_strategy, job.strategy, cohort=cohort)
+        strategy = (
+            PrunedStrategy(fresh, self._shrunk, job.pruning.after_round)
+            if isinstance(job.pruning, Structured)
+            else fresh()
+        )
         try:
             strategy.start(
                 grid=self._rounds,
@@ -226,7 +233,7 @@ class _Run:
             retry_after=self._retry_after,
             noise=noise,
         )
-        refusal = partial(refused_size, plan, self._preflight.parameters)
+        refusal = partial(refused_size, plan, self._preflight.sizes)
         return CohortGrid(secure, cohorts, refusal=refusal, on_skip=secure.skip_round), secure
 
     def _noise(self) -> CoordinatorNoise:
@@ -244,7 +251,7 @@ class _Run:
             self._check_next_round(1)
             return None
         arrays = to_arrays(record)
-        set_arrays(self._model, arrays)
+        self._load(arrays)
         last = round_number == self._job.rounds
         tested = last or round_number % self._job.evaluate_every == 0
         evaluation = self._evaluate() if tested else None
@@ -292,6 +299,24 @@ class _Run:
         if self._examples is not None and release is not None:
             self._examples.record(replace(release, round_number=round_number))
 
+    def _load(self, arrays: Arrays) -> None:
+        """Put `arrays` into a model of their size: before or after pruning."""
+        job, dataset = self._job, self._preflight.dataset
+        widths = fitting_widths(job.model, job.pruning, arrays)
+        if widths != self._widths:
+            self._widths = widths
+            self._model = build(job.model, dataset.input_shape, dataset.classes, job.seed, widths)
+        set_arrays(self._model, arrays)
+
+    def _shrunk(self, record: ArrayRecord) -> ArrayRecord:
+        """Return the pruned model; as it is if it was pruned before."""
+        widths = pruned_widths(self._job.model, self._job.pruning)
+        self._load(to_arrays(record))
+        if widths is None or self._widths == widths:
+            return record
+        small = prune(self._model, self._preflight.dataset.input_shape, widths)
+        return to_record(get_arrays(small))
+
     def _evaluate(self) -> Evaluation:
         dataset = self._preflight.dataset
         return evaluate(self._model, dataset.x_test, dataset.y_test)
@@ -324,12 +349,19 @@ def coordinator_entropy(seed: int) -> Entropy:
     return ReplayedEntropy(str(seed).encode()).child("coordinator")
 
 
-def refused_size(plan: RunPlan, dim: int, clients: int) -> str | None:
-    """Return why `plan` cannot be carried out by so many clients, or None if it can."""
+def refused_size(plan: RunPlan, dims: Sequence[int], clients: int) -> str | None:
+    """Return why `plan` cannot be carried out by so many clients, or None if it can.
+
+    Args:
+        plan: Of the run.
+        dims: Weights of the model in each phase of the run.
+        clients: How many were drawn.
+    """
     try:
         if isinstance(plan.secagg, Bonawitz):
             plan.secagg.check_margin(clients)
-        bind_first(plan, clients=clients, dim=dim)
+        for dim in dims:
+            bind_first(plan, clients=clients, dim=dim)
     except ConfigurationError as error:
         return str(error)
     return None

@@ -2,6 +2,13 @@
 
 from fedcore.job.costs import Assessment, Cost, assess
 from fedcore.job.levels import BothLevels, of_devices, of_examples
+from fedcore.job.optimisation import (
+    Int8Aware,
+    NoDistillation,
+    NoQat,
+    ReleaseTeacher,
+    trains_for_int8,
+)
 from fedcore.job.preflight import Preflight, check
 from fedcore.job.sampling import Everyone, FixedSize, Poisson, SamplingConfig
 from fedcore.job.settings import (
@@ -19,6 +26,7 @@ from fedcore.job.settings import (
     StrategyConfig,
     explain,
 )
+from fedcore.job.teacher import open_teacher
 
 __all__ = [
     "Assessment",
@@ -30,13 +38,17 @@ __all__ = [
     "FedOpt",
     "FedProx",
     "FixedSize",
+    "Int8Aware",
     "Job",
     "LocalHelper",
     "NoClip",
+    "NoDistillation",
     "NoFaults",
+    "NoQat",
     "NoQuantize",
     "Poisson",
     "Preflight",
+    "ReleaseTeacher",
     "RemoteHelper",
     "Robust",
     "SamplingConfig",
@@ -46,4 +58,6 @@ __all__ = [
     "explain",
     "of_devices",
     "of_examples",
+    "open_teacher",
+    "trains_for_int8",
 ]

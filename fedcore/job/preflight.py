@@ -10,14 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from math import inf
 
-from fedcore import models, training
+from fedcore import models
 from fedcore.data import Dataset, Indices, load, partition
 from fedcore.errors import ConfigurationError
-from fedcore.job.costs import Assessment, assess
+from fedcore.job.costs import Assessment
+from fedcore.job.optimisation import ReleaseTeacher
+from fedcore.job.phases import assess_phases, layouts_of
 from fedcore.job.settings import Job
-from fedcore.pipeline import BoundRound, bind_round, layers_of
+from fedcore.job.teacher import teacher_warnings
+from fedcore.pipeline import BoundRound
 from fedcore.privacy import Release
-from fedcore.vectors import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +29,19 @@ class Preflight:
     Attributes:
         dataset: All examples.
         shards: Row numbers of each simulated device's training examples.
-        parameters: Trainable weights of the model.
+        sizes: Weights of the model in each phase of the run: before and after pruning.
         privacy: What all rounds cost, and the job with its noise stated.
     """
 
     dataset: Dataset = field(repr=False)
     shards: tuple[Indices, ...] = field(repr=False)
-    parameters: int
+    sizes: tuple[int, ...]
     privacy: Assessment
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the model in the first round."""
+        return self.sizes[0]
 
     @property
     def job(self) -> Job:
@@ -83,14 +90,11 @@ def check(job: Job) -> Preflight:
         raise ConfigurationError(msg)
     models.check_fit(job.model, dataset.input_shape)
     shards = partition(dataset, job.partition, job.clients, job.seed)
-    model = models.build(job.model, dataset.input_shape, dataset.classes, job.seed)
-    parameters = models.parameter_count(model)
+    layouts = layouts_of(job, dataset)
     fewest = min(len(shard) for shard in shards)
-    privacy = assess(job, parameters=parameters, fewest_examples=fewest)
-    run = privacy.job.plan
-    if run is not None and privacy.bound is not None:
-        # What it costs was found without the layers; whether they fit is found here.
-        layers = layers_of(run.clip, Layout.of(training.get_arrays(model, copy=False)))
-        first = replace(privacy.bound.plan, run=run, layers=layers)
-        privacy = replace(privacy, bound=bind_round(first))
-    return Preflight(dataset, shards, parameters, privacy)
+    privacy = assess_phases(job, layouts, fewest)
+    if isinstance(job.distillation, ReleaseTeacher):
+        warnings = teacher_warnings(job, job.distillation, dataset)
+        privacy = replace(privacy, warnings=(*privacy.warnings, *warnings))
+    sizes = tuple(layout.dim for layout in layouts)
+    return Preflight(dataset, shards, sizes, privacy)

@@ -21,8 +21,15 @@ from fedcore.data import DataConfig, Digits, Dirichlet, PartitionConfig
 from fedcore.engine import DropScript
 from fedcore.errors import ConfigurationError
 from fedcore.job.levels import PrivacyConfig, of_devices, of_examples
+from fedcore.job.optimisation import (
+    Distillation,
+    NoDistillation,
+    NoQat,
+    Qat,
+    check_optimisation,
+)
 from fedcore.job.sampling import Everyone, FixedSize, Poisson, SamplingConfig
-from fedcore.models import Mlp, ModelConfig
+from fedcore.models import Mlp, ModelConfig, NoPruning, Pruning
 from fedcore.pipeline import (
     AdaptiveClip,
     Bonawitz,
@@ -192,6 +199,7 @@ _CHOICES: Final = frozenset(
     (
         *("data", "partition", "model", "strategy", "clip", "sparsify", "rotate", "quantize"),
         *("privacy", "secagg", "weighting", "sampling", "faults", "helper", "engine", "downlink"),
+        *("pruning", "distillation", "qat"),
     )
 )
 """Keys whose value is one of several kinds."""
@@ -214,6 +222,9 @@ class Job:
         partition: How a central data set is spread over simulated devices.
         model: What is trained.
         training: What a device does in a round.
+        pruning: Whether the model loses its weakest channels on the way.
+        distillation: Whether a released model teaches this one.
+        qat: Whether the last rounds train for int8.
         strategy: What the coordinator does with the mean.
         clip: Bound on the norm of what is sent; fixed, adaptive or for each layer.
         sparsify: Which coordinates are sent.
@@ -244,6 +255,9 @@ class Job:
     partition: Annotated[PartitionConfig, _BY_KIND] = Dirichlet()
     model: Annotated[ModelConfig, _BY_KIND] = Mlp()
     training: LocalTraining = LocalTraining()
+    pruning: Annotated[Pruning, _BY_KIND] = NoPruning()
+    distillation: Annotated[Distillation, _BY_KIND] = NoDistillation()
+    qat: Annotated[Qat, _BY_KIND] = NoQat()
     strategy: StrategyConfig = FedAvg()
     clip: ClipConfig = Clip(100.0)
     sparsify: Annotated[Sparsify, _BY_KIND] = Dense()
@@ -283,6 +297,7 @@ class Job:
             raise ConfigurationError(msg)
         self._check_combination()
         self._check_sampling()
+        check_optimisation(self)
 
     @property
     def plan(self) -> RunPlan | None:

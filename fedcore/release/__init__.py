@@ -4,9 +4,11 @@ from fedcore.release.check import DeviceCheck, check_on_device
 from fedcore.release.export import export_onnx, quantize_int8, run_onnx
 from fedcore.release.model import ReleaseReport, release_model
 from fedcore.release.publish import load_or_create_key, public_key_path, publish
+from fedcore.release.size import ModelSize, size_of
 
 __all__ = [
     "DeviceCheck",
+    "ModelSize",
     "ReleaseReport",
     "check_on_device",
     "export_onnx",
@@ -16,4 +18,5 @@ __all__ = [
     "quantize_int8",
     "release_model",
     "run_onnx",
+    "size_of",
 ]

@@ -29,6 +29,7 @@ from fedcore.release.export import (
     run_onnx,
 )
 from fedcore.release.publish import draft
+from fedcore.release.size import ModelSize, size_of
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,7 @@ class ReleaseReport:
     Attributes:
         path: Folder of this version.
         version: Its number.
+        size: Weights and operations.
         onnx_bytes: Size of the released int8 file.
         float_bytes: Size of the same model as float32 ONNX.
         float_accuracy: Of the torch model on the test set.
@@ -54,6 +56,7 @@ class ReleaseReport:
 
     path: Path
     version: int
+    size: ModelSize
     onnx_bytes: int
     float_bytes: int
     float_accuracy: float
@@ -127,6 +130,7 @@ def release_model(
     return ReleaseReport(
         path=release.target,
         version=int(release.target.name),
+        size=size_of(model, input_shape),
         onnx_bytes=len(onnx),
         float_bytes=float_bytes,
         float_accuracy=metrics.float_accuracy,

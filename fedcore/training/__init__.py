@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fedcore.training.arrays import get_arrays, set_arrays
     from fedcore.training.evaluation import evaluate
     from fedcore.training.example_level import example_level_epsilon, train_example_level
+    from fedcore.training.fake_quantize import fake_int8
+    from fedcore.training.objectives import SoftTargets
     from fedcore.training.sgd import one_thread, train
 
 __all__ = [
@@ -22,9 +24,11 @@ __all__ = [
     "ExampleLevelPrivacy",
     "ExampleLevelReport",
     "LocalTraining",
+    "SoftTargets",
     "TrainReport",
     "evaluate",
     "example_level_epsilon",
+    "fake_int8",
     "get_arrays",
     "one_thread",
     "set_arrays",
@@ -33,8 +37,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "SoftTargets": "objectives",
     "evaluate": "evaluation",
     "example_level_epsilon": "example_level",
+    "fake_int8": "fake_quantize",
     "get_arrays": "arrays",
     "one_thread": "sgd",
     "set_arrays": "arrays",

@@ -1,7 +1,8 @@
 """One SGD step of a chain of linear layers, without autograd.
 
 For y = a W^T + b with ReLU between the layers, the gradient of the mean
-cross-entropy is (softmax - onehot) / batch at the logits, and going back
+objective is its error / batch at the logits (for cross-entropy: softmax - onehot), and
+going back
 
     dW = g^T a,  db = g^T 1,  g_before = (g W) where a > 0
 
@@ -18,6 +19,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fedcore.training.objectives import Objective
 from fedcore.training.settings import LocalTraining
 
 Layers: TypeAlias = list[tuple[Tensor, Tensor]]
@@ -61,8 +63,8 @@ def _is_plain(layer: nn.Linear) -> bool:
 
 
 def dense_step(
-    layers: Layers, config: LocalTraining, mu: float
-) -> Callable[[Tensor, Tensor], Tensor]:
+    layers: Layers, config: LocalTraining, mu: float, objective: Objective
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """Return the step of `fedcore.training.sgd` for these layers; see there."""
     onehot = torch.eye(len(layers[-1][1]), device=layers[-1][1].device)
     update = (
@@ -70,12 +72,12 @@ def dense_step(
     )
 
     @torch.no_grad()
-    def step(x: Tensor, y: Tensor) -> Tensor:
+    def step(x: Tensor, y: Tensor, soft: Tensor | None) -> Tensor:
         below = [x.flatten(1)]
         for weight, bias in layers[:-1]:
             below.append(torch.addmm(bias, below[-1], weight.t()).relu_())
         logits = torch.addmm(layers[-1][1], below[-1], layers[-1][0].t())
-        gradient = logits.softmax(1).sub_(onehot.index_select(0, y))  # times batch
+        gradient = objective.error(logits, onehot.index_select(0, y), soft)
         for place in range(len(layers) - 1, -1, -1):
             after, activation = gradient, below[place]
             if place:  # before this layer's weights change

@@ -32,10 +32,12 @@ from torch.nn.functional import cross_entropy
 
 from fedcore.errors import ConfigurationError
 from fedcore.training.dense import dense_layers, dense_step
+from fedcore.training.objectives import Objective, SoftTargets, objective_of
 from fedcore.training.settings import LocalTraining, TrainReport
 
-Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Takes inputs [batch, ...] and labels [batch], updates the model, returns logits."""
+Step: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Takes inputs [batch, ...], labels [batch] and a teacher's probabilities [batch, classes], if
+there is one; updates the model, returns logits."""
 
 
 def one_thread() -> None:
@@ -55,6 +57,7 @@ def train(
     rng: np.random.Generator,
     *,
     proximal_mu: float = 0.0,
+    teacher: SoftTargets | None = None,
     device: str = "cpu",
 ) -> TrainReport:
     """Train `model` in place on one client's examples.
@@ -69,25 +72,28 @@ def train(
         config: How to train.
         rng: Shuffles; not used when one batch holds all examples.
         proximal_mu: Strength of FedProx's pull towards the weights at the start.
+        teacher: What a larger model thinks of `x`, row by row; None for labels alone.
         device: Where to compute, e.g. "cuda:0".
 
     Raises:
-        ConfigurationError: There are no examples, or `proximal_mu` is negative.
+        ConfigurationError: There are no examples, `proximal_mu` is negative, or the teacher
+            speaks of another number of examples.
     """
     check_examples(x, y)
     check_proximal(proximal_mu)
     model.to(device).train()
     inputs, labels = as_tensor(x, device), as_tensor(y, device)
+    objective, soft = objective_of(teacher, len(y), device)
     layers = dense_layers(model)
     step = (
-        _autograd_step(model, config, proximal_mu)
+        _autograd_step(model, config, proximal_mu, objective)
         if layers is None
-        else dense_step(layers, config, proximal_mu)
+        else dense_step(layers, config, proximal_mu, objective)
     )
     for _ in range(config.epochs):
         logits, seen = [], []
-        for x_batch, y_batch in _batches(inputs, labels, config.batch_size, rng):
-            logits.append(step(x_batch, y_batch))
+        for x_batch, y_batch, soft_batch in _batches(inputs, labels, soft, config.batch_size, rng):
+            logits.append(step(x_batch, y_batch, soft_batch))
             seen.append(y_batch)
     loss, correct = measure(torch.cat(logits), torch.cat(seen))
     return TrainReport(loss / len(y), correct / len(y), len(y))
@@ -130,25 +136,32 @@ def measure(logits: Tensor, labels: Tensor) -> tuple[float, int]:
 
 
 def _batches(
-    inputs: Tensor, labels: Tensor, batch_size: int, rng: np.random.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
+    inputs: Tensor,
+    labels: Tensor,
+    soft: Tensor | None,
+    batch_size: int,
+    rng: np.random.Generator,
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     if not 0 < batch_size < len(labels):
-        yield inputs, labels
+        yield inputs, labels, soft
         return
     order = torch.from_numpy(rng.permutation(len(labels))).to(inputs.device)
     for rows in order.split(batch_size):  # type: ignore[no-untyped-call]
-        yield inputs.index_select(0, rows), labels.index_select(0, rows)
+        opinions = None if soft is None else soft.index_select(0, rows)
+        yield inputs.index_select(0, rows), labels.index_select(0, rows), opinions
 
 
-def _autograd_step(model: nn.Module, config: LocalTraining, mu: float) -> Step:
+def _autograd_step(
+    model: nn.Module, config: LocalTraining, mu: float, objective: Objective
+) -> Step:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     plain = [weight.data for weight in weights]  # updates outside of autograd's sight
     start = [weight.clone() for weight in plain] if mu else []
     velocity = [torch.zeros_like(weight) for weight in plain] if config.momentum else []
 
-    def step(x: Tensor, y: Tensor) -> Tensor:
+    def step(x: Tensor, y: Tensor, soft: Tensor | None) -> Tensor:
         logits: Tensor = model(x)
-        change: list[Tensor] = list(torch.autograd.grad(cross_entropy(logits, y), weights))
+        change: list[Tensor] = list(torch.autograd.grad(objective.loss(logits, y, soft), weights))
         if config.weight_decay:
             torch._foreach_add_(change, plain, alpha=config.weight_decay)
         if mu:

@@ -214,5 +214,5 @@ def test_a_draw_that_is_too_small_for_masks_is_a_round_without_a_release():
 
 
 def test_the_reason_why_a_size_does_not_fit_is_given():
-    assert refused_size(JOB.plan, 100, 6) is None
-    assert "fewer than 2 clients" in refused_size(JOB.plan, 100, 1)
+    assert refused_size(JOB.plan, [100], 6) is None
+    assert "fewer than 2 clients" in refused_size(JOB.plan, [100], 1)

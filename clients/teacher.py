@@ -1,0 +1,44 @@
+"""A device's teacher: a signed release, verified before it is believed.
+
+The teacher says what local training is drawn towards, so a forged one could steer every
+student. It comes as releases always come: from a folder whose signature is checked under
+a key that reached the device by another way. It runs as released, in int8, on the
+device's own examples; what it says about them stays there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from fedcore.data import Inputs
+from fedcore.device import Classifier
+from fedcore.job import Job, NoDistillation, open_teacher
+from fedcore.training import SoftTargets
+
+
+def soft_targets(job: Job, node_config: Mapping[str, object], x: Inputs) -> SoftTargets | None:
+    """Return the teacher's opinion on this device's examples; None without a teacher.
+
+    Args:
+        job: Says whether there is one, and how much it counts.
+        node_config: May name the device's own copy of the release as `teacher-path`, and
+            the key that it pins as `teacher-key`.
+        x: Shape [n, *input_shape].
+
+    Raises:
+        ConfigurationError: The release cannot be read, or is not what was signed.
+        DataError: It was trained on inputs of another shape.
+    """
+    config = job.distillation
+    if isinstance(config, NoDistillation):
+        return None
+    path = str(node_config.get("teacher-path", config.path))
+    key = str(node_config.get("teacher-key", config.key))
+    said = _teacher(path, key).predict(x)
+    return SoftTargets(said.probabilities, config.temperature, config.weight)
+
+
+@lru_cache(maxsize=2)
+def _teacher(path: str, key: str) -> Classifier:
+    return Classifier(open_teacher(path, key))

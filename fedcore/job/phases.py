@@ -1,0 +1,84 @@
+"""A run whose model becomes smaller on the way: one size of update before, one after.
+
+Whatever depends on the number of weights has to hold for both: the ring, the rounding,
+and with it the sensitivity that the noise is measured against. So both are put together
+before the run; where noise is to be found for a target, the larger one is taken, and
+where a cost is stated, the higher one. The ledger knows each round's own size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fedcore import models, training
+from fedcore.data import Dataset
+from fedcore.job.costs import Assessment, assess
+from fedcore.job.settings import Job
+from fedcore.models import NoPruning
+from fedcore.pipeline import bind_round, layers_of
+from fedcore.vectors import Layout
+
+
+def layouts_of(job: Job, dataset: Dataset) -> tuple[Layout, ...]:
+    """Return the layout of the model in each phase of the run: one, or two with pruning.
+
+    Raises:
+        ConfigurationError: The model cannot take the data's inputs.
+    """
+    pruned = models.pruned_widths(job.model, job.pruning)
+    phases: tuple[models.Widths | None, ...] = (None,)
+    if not isinstance(job.pruning, NoPruning):
+        phases = (None, pruned) if job.pruning.after_round else (pruned,)
+    return tuple(
+        Layout.of(
+            training.get_arrays(
+                models.build(job.model, dataset.input_shape, dataset.classes, job.seed, widths),
+                copy=False,
+            )
+        )
+        for widths in phases
+    )
+
+
+def assess_phases(job: Job, layouts: Sequence[Layout], fewest_examples: int) -> Assessment:
+    """Return what the run costs; what is put together is its first round.
+
+    Args:
+        job: Its noise is given or to be found.
+        layouts: From `layouts_of`.
+        fewest_examples: On the smallest device.
+
+    Raises:
+        ConfigurationError: As `assess`, for any of the sizes.
+    """
+    found = _each(job, layouts, fewest_examples)
+    first = found[0]
+    if first.device is not None and len(layouts) > 1:
+        stated = _each(max(found, key=_noise).job, layouts, fewest_examples)
+        dearest = max(stated, key=_epsilon).device or first.device
+        first = replace(stated[0], device=replace(dearest, target=first.device.target))
+    run = first.job.plan
+    if first.bound is None or run is None:
+        return first
+    # What it costs was found without the layers; whether they fit is found here.
+    plan = replace(first.bound.plan, run=run)
+    bounds = [
+        bind_round(replace(plan, dim=layout.dim, layers=layers_of(run.clip, layout)))
+        for layout in layouts
+    ]
+    return replace(first, bound=bounds[0])
+
+
+def _each(job: Job, layouts: Sequence[Layout], fewest_examples: int) -> list[Assessment]:
+    return [
+        assess(job, parameters=layout.dim, fewest_examples=fewest_examples) for layout in layouts
+    ]
+
+
+def _noise(assessment: Assessment) -> float:
+    return 0.0 if assessment.device is None else assessment.device.noise_multiplier
+
+
+def _epsilon(assessment: Assessment) -> float:
+    return 0.0 if assessment.device is None else assessment.device.epsilon

@@ -1,0 +1,82 @@
+"""A strategy that goes on with a smaller model after some round.
+
+Flower hands the global model from round to round through `configure_train`. Here the
+model is pruned on its way into the first round that is to train the smaller one, and a
+fresh copy of the strategy takes over: a server's momentum has the shape of the model it
+was gathered on, and says nothing about one without its neighbours. Rounds count on, so
+what devices and ledger know of them stays true.
+
+If that round is aborted, Flower keeps the large model and offers it again. It is pruned
+again: equal models are pruned equally.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from strategies.linear import refuse_nonlinear
+
+Shrink = Callable[[ArrayRecord], ArrayRecord]
+"""Returns the smaller model; one that is small already, as it is."""
+
+
+class PrunedStrategy(Strategy):
+    """Passes everything on to a strategy, and from some round on a smaller model.
+
+    Args:
+        fresh: Makes the strategy; called once for each size of the model.
+        shrink: Prunes.
+        after_round: The last round of the large model.
+    """
+
+    def __init__(self, fresh: Callable[[], Strategy], shrink: Shrink, after_round: int) -> None:
+        self._fresh = fresh
+        self._shrink = shrink
+        self._after_round = after_round
+        self._shrunk = False
+        self._inner = fresh()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the training messages of a round, with the model of its size."""
+        if server_round > self._after_round:
+            arrays = self._shrink(arrays)
+            if not self._shrunk:
+                self._shrunk, self._inner = True, self._fresh()
+        return self._inner.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return what the strategy makes of the replies."""
+        return self._inner.aggregate_train(server_round, replies)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the evaluation messages of a round."""
+        return self._inner.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return what the strategy makes of the replies."""
+        return self._inner.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        """Log the strategy's own summary."""
+        self._inner.summary()
+
+    @property
+    def requires_individual_updates(self) -> bool:
+        """Whether the strategy inside cannot work on a sum."""
+        try:
+            refuse_nonlinear(self._inner)
+        except ValueError:
+            return True
+        return False
