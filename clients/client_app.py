@@ -127,7 +127,7 @@ def _train(message: Message, context: Context, entropy: Entropy) -> Message:
         train_example_level(model, x, y, job.training, privacy, rng=rng, proximal_mu=float(mu))
         metrics = {}  # computed on raw examples: nothing of it may leave the device
     else:
-        teacher = soft_targets(job, context.node_config, x)
+        teacher = soft_targets(job, context.node_config, x, _classes_of(model))
         trained = fake_int8(model, x) if trains_for_int8(job, round_number) else model
         report = train(trained, x, y, job.training, rng, proximal_mu=float(mu), teacher=teacher)
         metrics = {"train-loss": report.loss, "train-accuracy": report.accuracy}
@@ -213,6 +213,12 @@ def _load_model(job: Job, context: Context, message: Message) -> nn.Module:
     model = _model(job.model, dataset.input_shape, job.classes or dataset.classes, widths)
     set_arrays(model, arrays)
     return model
+
+
+def _classes_of(model: nn.Module) -> int:
+    """Return how many logits the last layer gives."""
+    *_, last = model.parameters()
+    return len(last)
 
 
 @lru_cache(maxsize=2)

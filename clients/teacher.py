@@ -13,11 +13,14 @@ from functools import lru_cache
 
 from fedcore.data import Inputs
 from fedcore.device import Classifier
+from fedcore.errors import ConfigurationError
 from fedcore.job import Job, NoDistillation, open_teacher
 from fedcore.training import SoftTargets
 
 
-def soft_targets(job: Job, node_config: Mapping[str, object], x: Inputs) -> SoftTargets | None:
+def soft_targets(
+    job: Job, node_config: Mapping[str, object], x: Inputs, classes: int
+) -> SoftTargets | None:
     """Return the teacher's opinion on this device's examples; None without a teacher.
 
     Args:
@@ -25,9 +28,12 @@ def soft_targets(job: Job, node_config: Mapping[str, object], x: Inputs) -> Soft
         node_config: May name the device's own copy of the release as `teacher-path`, and
             the key that it pins as `teacher-key`.
         x: Shape [n, *input_shape].
+        classes: Of the student. The coordinator checked its copy of the teacher; this device's
+            may be another.
 
     Raises:
-        ConfigurationError: The release cannot be read, or is not what was signed.
+        ConfigurationError: The release cannot be read, is not what was signed, or knows another
+            number of classes.
         DataError: It was trained on inputs of another shape.
     """
     config = job.distillation
@@ -36,6 +42,12 @@ def soft_targets(job: Job, node_config: Mapping[str, object], x: Inputs) -> Soft
     path = str(node_config.get("teacher-path", config.path))
     key = str(node_config.get("teacher-key", config.key))
     said = _teacher(path, key).predict(x)
+    if said.probabilities.shape[1] != classes:
+        msg = (
+            f"distillation needs a teacher for {classes} classes, found one for "
+            f"{said.probabilities.shape[1]} in {path}"
+        )
+        raise ConfigurationError(msg)
     return SoftTargets(said.probabilities, config.temperature, config.weight)
 
 

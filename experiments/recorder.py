@@ -20,7 +20,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from fedcore.job import Job, Preflight
+from fedcore.models import Structured
 from fedcore.pipeline import NoSecAgg
+from fedcore.release import Measured
 from fedcore.telemetry import RoundReport, Traffic
 from fedcore.training import Evaluation
 from strategies.server_app import Progress
@@ -37,10 +39,12 @@ class Recorder:
 
     Attributes:
         arrays: The latest global model; None before the first round.
+        unpruned: The latest one before pruning; None without it, or if it came first.
     """
 
     def __init__(self, folder: Path, *, quiet: bool = False) -> None:
         self.arrays: Mapping[str, npt.NDArray[Any]] | None = None
+        self.unpruned: Mapping[str, npt.NDArray[Any]] | None = None
         self._folder = folder
         self._quiet = quiet
         self._lines: IO[str] | None = None
@@ -73,6 +77,8 @@ class Recorder:
         """Write the round's line and the ledger; advance the bar."""
         report = progress.report
         self.arrays = progress.arrays
+        if self._before_pruning(report.round_number):
+            self.unpruned = progress.arrays
         self._reports.append(report)
         self._sampler_delta = progress.ledger.sampler_delta
         self._evaluation = progress.evaluation or self._evaluation
@@ -159,7 +165,7 @@ class Recorder:
             "initial_accuracy": self._initial.accuracy,
             "accuracy": evaluation.accuracy,
             "loss": _number(evaluation.loss),
-            **self._bytes(preflight.parameters),
+            **self._bytes(preflight),
             "secagg": self._secagg(job),
             "epsilon": finite(spent),
             "delta": preflight.delta,
@@ -188,16 +194,26 @@ class Recorder:
             "warnings": list(preflight.privacy.warnings),
         }
 
-    def _bytes(self, parameters: int) -> dict[str, object]:
+    def _before_pruning(self, round_number: int) -> bool:
+        pruning = None if self._job is None else self._job.pruning
+        return isinstance(pruning, Structured) and round_number <= pruning.after_round
+
+    def _bytes(self, preflight: Preflight) -> dict[str, object]:
+        """Return what was sent: for each weight that was there, and against the first model."""
         total = sum((report.traffic for report in self._reports), Traffic())
         uploads, downloads = max(1, total.uploads), max(1, total.downloads)
         up, payload = total.up_total / uploads, total.up_payload / uploads
         down = total.down_total / downloads
-        plain = FLOAT_BYTES * parameters
+        plain = FLOAT_BYTES * preflight.parameters
+        sent = sum(
+            report.traffic.uploads
+            * preflight.sizes[0 if self._before_pruning(report.round_number) else -1]
+            for report in self._reports
+        )
         return {
             "uplink_bytes_per_client_round": round(up, 1),
             "uplink_payload_bytes_per_client_round": round(payload, 1),
-            "uplink_bits_per_parameter": round(8 * payload / parameters, 4),
+            "uplink_bits_per_parameter": round(8 * total.up_payload / max(1, sent), 4),
             "uplink_reduction": round(plain / up, 3) if up else None,
             "uplink_payload_reduction": round(plain / payload, 3) if payload else None,
             "downlink_bytes_per_client_round": round(down, 1),
@@ -218,7 +234,7 @@ class Recorder:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseSummary:
-    """What `summary.json` says about the released model."""
+    """What `summary.json` says about the released model, and those that it came from."""
 
     path: str
     version: int
@@ -231,6 +247,8 @@ class ReleaseSummary:
     int8_accuracy: float
     device_latency_ms: float
     device_peak_memory_mb: float
+    unpruned: Measured | None
+    teacher: Measured | None
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields by name."""

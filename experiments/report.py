@@ -86,6 +86,16 @@ class Masks:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What a model file takes and is worth, as `fedcore.release.Measured` says it."""
+
+    parameters: int
+    macs: int
+    onnx_bytes: int
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
 class Published:
     """`release` in `summary.json`."""
 
@@ -100,6 +110,8 @@ class Published:
     parameters: int | None = None
     macs: int | None = None
     float_bytes: int | None = None
+    unpruned: Measured | None = None
+    teacher: Measured | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

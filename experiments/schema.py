@@ -18,7 +18,7 @@ from pydantic import Discriminator, TypeAdapter, ValidationError
 import experiments.resolvers  # noqa: F401 - what conf/ calls
 from clients.simulated import simulated_root
 from fedcore.errors import ConfigurationError
-from fedcore.job import Job, explain
+from fedcore.job import Int8Aware, Job, explain
 from fedcore.pipeline import NoSecAgg
 
 
@@ -95,6 +95,15 @@ class Experiment(Job):
     engine: Engine
     release: ReleaseConfig
     output: str
+
+    def __post_init__(self) -> None:
+        Job.__post_init__(self)  # a class with slots is made anew, and super() finds the old one
+        if isinstance(self.qat, Int8Aware) and isinstance(self.release, NoRelease):
+            msg = (
+                "qat=int8 trains for an int8 release, and release=none makes none: choose "
+                "release=onnx_int8, or qat=none"
+            )
+            raise ConfigurationError(msg)
 
     @property
     def job(self) -> Job:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from clients.client_app import build_client_app, replayed_entropy
 from clients.policy import DevicePolicy
 from clients.simulated import simulated_identities
+from experiments.compared import model_of, teacher, unpruned
 from experiments.costs import costs_in_words, warnings_in_words
 from experiments.recorder import Recorder, ReleaseSummary
 from experiments.report import write_report
@@ -29,10 +30,9 @@ from fedcore.engine import DropScript, run_in_process, run_on_ray
 from fedcore.errors import ConfigurationError
 from fedcore.job import Job, Preflight, RemoteHelper, check
 from fedcore.manifest import Provenance
-from fedcore.models import build, fitting_widths
 from fedcore.pipeline import NoSecAgg, SeedHelper
 from fedcore.release import load_or_create_key, release_model
-from fedcore.training import one_thread, set_arrays
+from fedcore.training import one_thread
 from strategies.helper_client import InProcessHelper
 from strategies.server_app import build_server_app, coordinator_entropy, helper_entropy
 
@@ -147,16 +147,15 @@ def _release(
     if isinstance(experiment.release, NoRelease) or recorder.arrays is None:
         return None
     dataset = preflight.dataset
-    widths = fitting_widths(job.model, job.pruning, recorder.arrays)
-    model = build(job.model, dataset.input_shape, dataset.classes, job.seed, widths)
-    set_arrays(model, recorder.arrays)
+    model = model_of(job, dataset, recorder.arrays)
+    calibration = dataset.x_test[:CALIBRATION_EXAMPLES]
     key_path = Path(experiment.release.key or folder / "signing.key")
     report = release_model(
         model,
         folder=folder / "model",
         name=job.name,
         labels=tuple(str(label) for label in range(dataset.classes)),
-        calibration=dataset.x_test[:CALIBRATION_EXAMPLES],
+        calibration=calibration,
         x_test=dataset.x_test,
         y_test=dataset.y_test,
         key=load_or_create_key(key_path, SystemEntropy()),
@@ -173,8 +172,8 @@ def _release(
     return ReleaseSummary(
         path=str(report.path),
         version=report.version,
-        parameters=report.size.parameters,
-        macs=report.size.macs,
+        parameters=report.parameters,
+        macs=report.macs,
         onnx_bytes=report.onnx_bytes,
         float_bytes=report.float_bytes,
         agreement=report.agreement,
@@ -182,6 +181,8 @@ def _release(
         int8_accuracy=report.device.accuracy,
         device_latency_ms=report.device.latency_ms,
         device_peak_memory_mb=report.device.peak_memory_mb,
+        unpruned=unpruned(job, dataset, recorder.unpruned, calibration),
+        teacher=teacher(job, dataset),
     )
 
 

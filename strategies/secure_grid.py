@@ -223,7 +223,9 @@ class SecureGrid(WrappedGrid):
             layers=layers_of(plan.clip, layout),
         )
         if isinstance(plan.sparsify, PublicTopK):
-            support = plan.sparsify.choose(self._last, first.dim, first.stage_seed("support"))
+            last = self._last  # a pruned model has other coordinates than the one before
+            last = last if last is not None and len(last) == first.dim else None
+            support = plan.sparsify.choose(last, first.dim, first.stage_seed("support"))
             first = replace(first, support=support)
         traffic, aborted = Traffic(), []
         for number in range(1, plan.attempts + 1):

@@ -27,7 +27,9 @@ from experiments.audit.settings import Audit
 from experiments.benchmark import table
 from experiments.schema import Experiment, InProcess
 from experiments.training import new_folder, write_configuration
+from fedcore.errors import ConfigurationError
 from fedcore.job import Preflight, check
+from fedcore.models import NoPruning
 
 RESULTS = "attack.json"
 
@@ -59,6 +61,12 @@ def run_audit(experiment: Experiment, audit: Audit, cfg: DictConfig) -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)  # the progress bar says it better
     folder, preflight = new_folder(experiment.output), check(experiment.job)
     job = preflight.job  # its noise is stated now
+    if not isinstance(job.pruning, NoPruning):
+        msg = (
+            "an audit compares the models of all rounds number by number, and pruning="
+            f"{job.pruning.kind} removes some: choose pruning=none"
+        )
+        raise ConfigurationError(msg)
     if "canary" in audit.suites:
         check_canary(job, preflight, audit.canary)
     if "inversion" in audit.suites:

@@ -23,22 +23,20 @@ from fedcore.vectors import Layout
 def layouts_of(job: Job, dataset: Dataset) -> tuple[Layout, ...]:
     """Return the layout of the model in each phase of the run: one, or two with pruning.
 
+    The initial model is pruned for it: that pruning can be done, and gives what devices will
+    build, is known before the run and not in the middle of it.
+
     Raises:
-        ConfigurationError: The model cannot take the data's inputs.
+        ConfigurationError: The model cannot take the data's inputs, or cannot be pruned here.
     """
-    pruned = models.pruned_widths(job.model, job.pruning)
-    phases: tuple[models.Widths | None, ...] = (None,)
-    if not isinstance(job.pruning, NoPruning):
-        phases = (None, pruned) if job.pruning.after_round else (pruned,)
-    return tuple(
-        Layout.of(
-            training.get_arrays(
-                models.build(job.model, dataset.input_shape, dataset.classes, job.seed, widths),
-                copy=False,
-            )
-        )
-        for widths in phases
-    )
+    model = models.build(job.model, dataset.input_shape, dataset.classes, job.seed)
+    whole = Layout.of(training.get_arrays(model, copy=False))
+    widths = models.pruned_widths(job.model, job.pruning)
+    if widths is None or isinstance(job.pruning, NoPruning):
+        return (whole,)
+    small = models.prune(model, dataset.input_shape, widths)
+    pruned = Layout.of(training.get_arrays(small, copy=False))
+    return (whole, pruned) if job.pruning.after_round else (pruned,)
 
 
 def assess_phases(job: Job, layouts: Sequence[Layout], fewest_examples: int) -> Assessment:

@@ -42,10 +42,10 @@ class Structured:
             8, 16 or 32 channels at a time. 1 for none.
     """
 
-    kind: Literal["structured"] = "structured"
     ratio: float = 0.5
     after_round: int = 0
     multiple: int = 1
+    kind: Literal["structured"] = "structured"
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -29,7 +29,7 @@ from fedcore.release.export import (
     run_onnx,
 )
 from fedcore.release.publish import draft
-from fedcore.release.size import ModelSize, size_of
+from fedcore.release.size import count
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,8 @@ class ReleaseReport:
     Attributes:
         path: Folder of this version.
         version: Its number.
-        size: Weights and operations.
+        parameters: Weights and biases.
+        macs: Multiply-accumulate operations a sample, see `fedcore.release.size`.
         onnx_bytes: Size of the released int8 file.
         float_bytes: Size of the same model as float32 ONNX.
         float_accuracy: Of the torch model on the test set.
@@ -56,7 +57,8 @@ class ReleaseReport:
 
     path: Path
     version: int
-    size: ModelSize
+    parameters: int
+    macs: int
     onnx_bytes: int
     float_bytes: int
     float_accuracy: float
@@ -100,11 +102,8 @@ def release_model(
     """
     _check_arrays(calibration, x_test, y_test)
     input_shape = calibration.shape[1:]
-    with TemporaryDirectory(prefix="fedcore-") as scratch:
-        float_path, int8_path = Path(scratch, "float.onnx"), Path(scratch, "int8.onnx")
-        export_onnx(model, input_shape, float_path)
-        quantize_int8(float_path, int8_path, calibration)
-        float_bytes, onnx = float_path.stat().st_size, int8_path.read_bytes()
+    onnx, float_bytes = int8_file(model, calibration)
+    parameters, macs = count(onnx)
     float_classes = _classify(model, x_test)
     int8_classes = run_onnx(onnx, x_test).argmax(axis=1)
     metrics = Metrics(
@@ -130,7 +129,8 @@ def release_model(
     return ReleaseReport(
         path=release.target,
         version=int(release.target.name),
-        size=size_of(model, input_shape),
+        parameters=parameters,
+        macs=macs,
         onnx_bytes=len(onnx),
         float_bytes=float_bytes,
         float_accuracy=metrics.float_accuracy,
@@ -138,6 +138,24 @@ def release_model(
         agreement=metrics.agreement,
         device=device,
     )
+
+
+def int8_file(model: torch.nn.Module, calibration: Inputs) -> tuple[bytes, int]:
+    """Return `model` as an int8 ONNX file, and the size of the float32 one in bytes.
+
+    Args:
+        model: Maps float32 [n, *input_shape] to logits [n, classes]; is not changed.
+        calibration: Shape [n, *input_shape].
+
+    Raises:
+        ConfigurationError: The model cannot be exported.
+        DataError: There are no calibration inputs, or some are not finite.
+    """
+    with TemporaryDirectory(prefix="fedcore-") as scratch:
+        float_path, int8_path = Path(scratch, "float.onnx"), Path(scratch, "int8.onnx")
+        export_onnx(model, calibration.shape[1:], float_path)
+        quantize_int8(float_path, int8_path, calibration)
+        return int8_path.read_bytes(), float_path.stat().st_size
 
 
 def _check_arrays(calibration: Inputs, x_test: Inputs, y_test: Labels) -> None:

@@ -3,13 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from fedcore.data import Digits, load
-from fedcore.errors import ConfigurationError
 from fedcore.models import Cnn1d, LeNet, Mlp, build
 from fedcore.release import export_onnx, quantize_int8, run_onnx
-from fedcore.training import LocalTraining, evaluate, fake_int8, get_arrays, train
+from fedcore.training import fake_int8
 
 MODELS = [
     (Mlp(hidden=(32, 16)), (1, 8, 8)),
