@@ -16,7 +16,7 @@ from fedcore.data import Dataset
 from fedcore.job.costs import Assessment, assess
 from fedcore.job.settings import Job
 from fedcore.models import NoPruning
-from fedcore.pipeline import bind_round, layers_of
+from fedcore.pipeline import BoundRound, RoundPlan, RunPlan, bind_round, layers_of
 from fedcore.vectors import Layout
 
 
@@ -60,12 +60,20 @@ def assess_phases(job: Job, layouts: Sequence[Layout], fewest_examples: int) -> 
     if first.bound is None or run is None:
         return first
     # What it costs was found without the layers; whether they fit is found here.
-    plan = replace(first.bound.plan, run=run)
-    bounds = [
-        bind_round(replace(plan, dim=layout.dim, layers=layers_of(run.clip, layout)))
-        for layout in layouts
-    ]
+    bounds = [_bind(first.bound.plan, run, layout) for layout in layouts]
     return replace(first, bound=bounds[0])
+
+
+def _bind(plan: RoundPlan, run: RunPlan, layout: Layout) -> BoundRound:
+    return bind_round(
+        replace(
+            plan,
+            run=run,
+            dim=layout.dim,
+            layers=layers_of(run.clip, layout),
+            support=run.first_support(layout.dim),
+        )
+    )
 
 
 def _each(job: Job, layouts: Sequence[Layout], fewest_examples: int) -> list[Assessment]:

@@ -12,9 +12,9 @@ not hurt. The grids are those of `fedcore.release.quantize_int8`:
 
 (The release rounds biases too, to 32 bits: a ten-thousandth of an activation's step.)
 A release takes its ranges from public calibration data. A device has its own examples:
-ranges start from one pass over them and only widen while the weights move. Nothing is
-added to the model: it has no more state than before, so there is nothing more to
-aggregate, and nothing new to leak.
+ranges start from one pass of the float model over them, and widen while the weights
+move. Nothing is added to the model: it has no more state than before, so there is
+nothing more to aggregate, and nothing new to leak.
 
 [JKC+18] Jacob et al., "Quantization and Training of Neural Networks for Efficient
          Integer-Arithmetic-Only Inference". https://arxiv.org/abs/1712.05877
@@ -62,11 +62,19 @@ def fake_int8(model: nn.Module, x: npt.NDArray[np.float32]) -> nn.Sequential:
                 f"Flatten, found {type(module).__name__}: choose qat=none"
             )
             raise ConfigurationError(msg)
-    view = nn.Sequential(*layers).train()
     device = str(next((weight.device for weight in model.parameters()), "cpu"))
-    with torch.no_grad():
-        view(as_tensor(x, device))
-    return view
+    _set_ranges(layers, as_tensor(x, device))
+    return nn.Sequential(*layers).train()
+
+
+@torch.no_grad()
+def _set_ranges(layers: list[nn.Module], x: Tensor) -> None:
+    """Show each rounding what passes by in floats, as the release's calibration does."""
+    for layer in layers:
+        if isinstance(layer, _Activation):
+            layer.see(x)
+        else:
+            x = layer.layer(x) if isinstance(layer, _Weighted) else layer(x)
 
 
 class _Activation(nn.Module):
@@ -76,12 +84,16 @@ class _Activation(nn.Module):
         super().__init__()
         self._low = self._high = torch.zeros(())
 
+    def see(self, x: Tensor) -> None:
+        """Widen the range to cover `x`."""
+        low, high = x.aminmax()
+        self._low = torch.minimum(self._low.to(x.device), low)
+        self._high = torch.maximum(self._high.to(x.device), high)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` [any shape] on the grid; values beyond it are clipped."""
         if self.training:
-            low, high = x.detach().aminmax()
-            self._low = torch.minimum(self._low.to(x.device), low)
-            self._high = torch.maximum(self._high.to(x.device), high)
+            self.see(x.detach())
         step = ((self._high - self._low) / 255).clamp_min(_SMALLEST_STEP)
         zero = (-128 - self._low / step).round().to(torch.int32)
         result: Tensor = torch.fake_quantize_per_tensor_affine(x, step, zero, -128, 127)

@@ -25,6 +25,7 @@ COMPANIONS = {
         *("helper.address=host:1", f"helper.public_key={'ab' * 32}", "helper.authority=ca.pem"),
         *("helper.certificate=own.pem", "helper.private_key=own.key"),
     ],
+    ("distillation", "release"): ["distillation.path=model", "distillation.key=some.pub"],
     ("clip", "none"): PLAIN,
     ("quantize", "none"): PLAIN,
     ("rotate", "none"): ["quantize=uniform"],

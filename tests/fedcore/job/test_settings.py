@@ -32,17 +32,21 @@ from fedcore.job import (
     FedOpt,
     FedProx,
     FixedSize,
+    Int8Aware,
     Job,
     LocalHelper,
     NoClip,
+    NoDistillation,
     NoFaults,
+    NoQat,
     NoQuantize,
     Poisson,
+    ReleaseTeacher,
     RemoteHelper,
     Robust,
     explain,
 )
-from fedcore.models import Cnn, Cnn1d, LeNet, Logistic, Mlp, TwoNN
+from fedcore.models import Cnn, Cnn1d, LeNet, Logistic, Mlp, NoPruning, Structured, TwoNN
 from fedcore.pipeline import (
     AdaptiveClip,
     Bonawitz,
@@ -96,6 +100,9 @@ KINDS = {
     ],
     "weighting": [ByExamples(7), Uniform()],
     "sampling": [FixedSize(), Poisson()],
+    "pruning": [Structured(0.3, after_round=1), NoPruning()],
+    "distillation": [ReleaseTeacher(path="model", key="key.pub"), NoDistillation()],
+    "qat": [Int8Aware(rounds=1), NoQat()],
     "downlink": [Full(), Delta(4)],
     "faults": [DropScript(stages=("share", "upload", "endorse")), NoFaults()],
     "helper": [LocalHelper(), RemoteHelper("host:1", KEY, "ca.pem", "own.pem", "own.key")],
