@@ -3,8 +3,9 @@
     python -m experiments.compare outputs/mnist_writers
 
 reads every run below the folders that it is given, whenever they were made, and writes
-`comparison.md` and `comparison.png` into the first one. A comparison grows as its runs
-finish: what is not finished is left out and named.
+`comparison.md`, `comparison_bytes.png` (accuracy against bytes) and, where there is noise,
+`comparison.png` (accuracy against epsilon) into the first one. A comparison grows as its
+runs finish: what is not finished is left out and named.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from experiments.command import run_command
+from experiments.plots_pareto import DENSE, accuracy_over_uploads
+from experiments.plots_privacy import accuracy_over_epsilon
 from fedcore.errors import ConfigurationError
 from fedcore.privacy import PrivacyLedger
 
@@ -27,6 +32,7 @@ class Run:
 
     Attributes:
         name: Its folder, relative to the one that was given.
+        scheme: How updates are encoded: the stage that saves most.
         unit: Whom the noise protects: a device, an example or nobody.
         mechanism: Which noise.
         noise_multiplier: Noise over the sensitivity.
@@ -39,6 +45,7 @@ class Run:
     """
 
     name: str
+    scheme: str
     unit: str
     mechanism: str
     noise_multiplier: float
@@ -56,10 +63,10 @@ def compare(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     Raises:
         ConfigurationError: There is no finished run, or a file is not what a run writes.
     """
-    paths = [path for folder in folders for path in sorted(folder.rglob("metrics.jsonl"))]
+    paths = [(folder, path) for folder in folders for path in sorted(folder.rglob("metrics.jsonl"))]
     finished, unfinished = [], []
-    for path in paths:
-        name = path.parent.name
+    for folder, path in paths:
+        name = path.parent.name if path.parent == folder else str(path.parent.relative_to(folder))
         if (path.parent / "summary.json").is_file():
             finished.append(read_run(path.parent, name))
         else:
@@ -93,6 +100,7 @@ def read_run(folder: Path, name: str) -> Run:
     last = ledger.releases[-1] if ledger.releases and epsilon < inf else None
     return Run(
         name=name,
+        scheme=_scheme(folder),
         unit="nobody" if last is None else last.unit,
         mechanism="none" if last is None else last.mechanism,
         noise_multiplier=0.0 if last is None else last.noise_multiplier,
@@ -103,6 +111,19 @@ def read_run(folder: Path, name: str) -> Run:
         bits_per_parameter=values["bits_per_parameter"],
         uplink_bytes=values["uplink_bytes"],
     )
+
+
+def _scheme(folder: Path) -> str:
+    """Return which stage of the codec the run in `folder` was about."""
+    path = folder / ".hydra" / "config.yaml"
+    if not path.is_file():
+        return "unknown"
+    run = OmegaConf.load(path)
+    quantize = str(OmegaConf.select(run, "quantize.kind"))
+    sparsify = str(OmegaConf.select(run, "sparsify.kind"))
+    if quantize == "none":
+        return DENSE
+    return sparsify if quantize in ("modular", "uniform") else quantize
 
 
 def markdown(runs: Sequence[Run]) -> str:
@@ -126,7 +147,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.compare",
         description="Put finished training runs side by side: accuracy, epsilon, bits and bytes.",
-        epilog="Prints a table; writes comparison.md and comparison.png into the first folder. "
+        epilog="Prints a table; writes comparison.md and pictures, accuracy against bytes and, "
+        "where there is noise, against epsilon, into the first folder. "
         "Make the runs with output=FOLDER/NAME; those that are not finished are named and left "
         "out. Exit status: 0 done, 2 no finished run.",
     )
@@ -135,18 +157,27 @@ def main() -> None:
     runs, unfinished = compare(folders)
     table = markdown(runs)
     (folders[0] / "comparison.md").write_text(table + "\n", encoding="utf-8")
-    from experiments.plots_privacy import accuracy_over_epsilon  # noqa: PLC0415 - draws
-
-    picture = folders[0] / "comparison.png"
-    picture.write_bytes(
-        accuracy_over_epsilon(
-            [(run.mechanism, run.bits_per_parameter, run.epsilon, run.accuracy) for run in runs]
-        )
-    )
+    written = [folders[0] / "comparison.md", *_draw(runs, folders[0])]
     print(table)
     if unfinished:
         print(f"\nnot finished: {', '.join(unfinished)}")
-    print(f"\n{folders[0] / 'comparison.md'}\n{picture}")
+    print("", *written, sep="\n")
+
+
+def _draw(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Draw what there is to compare; return the files."""
+    pictures = {
+        "comparison_bytes.png": accuracy_over_uploads(
+            [(run.scheme, run.uplink_bytes, run.accuracy) for run in runs]
+        )
+    }
+    if any(run.epsilon < inf for run in runs):
+        pictures["comparison.png"] = accuracy_over_epsilon(
+            [(run.mechanism, run.bits_per_parameter, run.epsilon, run.accuracy) for run in runs]
+        )
+    for name, picture in pictures.items():
+        (folder / name).write_bytes(picture)
+    return [folder / name for name in pictures]
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def test_runs_stand_side_by_side_the_least_private_first(tmp_path, monkeypatch, 
     compare.main()
     printed = capsys.readouterr().out
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][1:]
-    assert [row[0] for row in rows] == ["| bare", "| loud", "| quiet"]
+    assert [row[0] for row in rows] == ["| bare", "| loud", "| deep/quiet"]
     assert rows[0][1:5] == ["nobody", "none", "0", "inf"]
     assert rows[1][1:7] == ["device", "gaussian", "2", f"{epsilon:.3g}", "0.001", "91.00%"]
     assert "not finished: half" in printed
