@@ -96,7 +96,7 @@ def test_block_boundaries_leave_no_trace(bits, monkeypatch):
     ring = Ring(bits)
     x = elements(ring, 200, seed=bits)
     whole = pack(x, ring)
-    monkeypatch.setattr(packing, "_BLOCK", 64)
+    monkeypatch.setattr(packing, "_BLOCK_BYTES", 64 * ring.dtype.itemsize)
     for dim in (0, 1, 63, 64, 65, 127, 128, 129, 200):
         data = pack(x[:dim], ring)
         assert data == bit_string(x[:dim], ring)
