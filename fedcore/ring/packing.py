@@ -56,14 +56,15 @@ def pack(x: RingVector, ring: Ring, *, prefix: bytes = b"") -> bytes:
     if bits == 8 * ring.dtype.itemsize:
         little = np.ascontiguousarray(x, ring.dtype.newbyteorder("<"))
         return b"".join((prefix, little.view(np.uint8).data))
+    if not dim:
+        return prefix
+    form, start = _Form.of(ring), len(prefix)
     file = BytesIO(prefix)  # gives away its memory, where an array would be copied
-    file.seek(len(prefix))
-    size = packed_size(dim, bits)
-    if size:
-        file.seek(len(prefix) + size - 1)
-        file.write(b"\0")
-        with file.getbuffer() as view:
-            _pack_into(np.frombuffer(view, np.uint8)[len(prefix) :], x, ring)
+    file.seek(start + form.groups(dim) * form.group_bytes + _SLACK - 1)
+    file.write(b"\0")
+    with file.getbuffer() as view:
+        _pack_into(np.frombuffer(view, np.uint8)[start:], x, ring)
+    file.truncate(start + packed_size(dim, bits))
     return file.getvalue()
 
 
@@ -93,29 +94,34 @@ def unpack(data: bytes | memoryview, dim: int, ring: Ring, *, writable: bool = T
     source, form = np.frombuffer(data, np.uint8), _Form.of(ring)
     x = np.empty(dim, ring.dtype)
     step = _BLOCK_BYTES // ring.dtype.itemsize
+    words = np.empty(form.groups(min(step, dim)) * form.group_words, _WORD)
+    scratch = np.empty_like(words)
     for start in range(0, dim, step):
         block = x[start : start + step]
-        packed = np.zeros(form.groups(len(block)) * form.group_bytes + _SLACK, np.uint8)
-        part = source[start * bits // 8 :][: len(packed) - _SLACK]
-        packed[: len(part)] = part
-        words = _load(packed, form)
-        _spread(words, form)
-        block[:] = words.view(ring.dtype.newbyteorder("<"))[: len(block)]
+        groups = form.groups(len(block))
+        count, size = groups * form.group_words, groups * form.group_bytes + _SLACK
+        packed = source[start * bits // 8 :][:size]
+        if len(packed) < size:  # nothing must be read behind the data
+            packed = np.concatenate([packed, np.zeros(size - len(packed), np.uint8)])
+        _load(packed, words[:count], form)
+        _spread(words[:count], scratch[:count], form)
+        block[:] = words[:count].view(ring.dtype.newbyteorder("<"))[: len(block)]
     return x
 
 
 def _pack_into(target: _Bytes, x: RingVector, ring: Ring) -> None:
+    """Write the wire form of `x`, filled up to whole groups, into `target`, which is zero."""
     form, step = _Form.of(ring), _BLOCK_BYTES // ring.dtype.itemsize
+    words = np.empty(form.groups(min(step, len(x))) * form.group_words, _WORD)
+    scratch = np.empty_like(words)
     for start in range(0, len(x), step):
-        block = x[start : start + step]
-        words = np.empty(form.groups(len(block)) * form.group_words, _WORD)
-        elements = words.view(ring.dtype.newbyteorder("<"))
-        elements[: len(block)] = block
-        elements[len(block) :] = 0
-        _squeeze(words, form)
-        packed = _store(words, form)
-        part = target[start * ring.bits // 8 :][: len(packed)]
-        part[:] = packed[: len(part)]
+        block = np.ascontiguousarray(x[start : start + step], ring.dtype.newbyteorder("<"))
+        missing = -len(block) % form.group_elements
+        if missing:
+            block = np.concatenate([block, np.zeros(missing, block.dtype)])
+        count = len(block) * form.room // 64
+        squeezed = _squeeze(block, words[:count], scratch[:count], form)
+        _store(squeezed, scratch, form, target[start * ring.bits // 8 :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +152,12 @@ class _Form:
     def group_bytes(self) -> int:
         return self.group_words * self.word_bits // 8
 
+    @property
+    def group_elements(self) -> int:
+        return 64 * self.group_words // self.room
+
     def groups(self, elements: int) -> int:
-        return -(-elements * self.room // (64 * self.group_words))
+        return -(-elements // self.group_elements)
 
     def levels(self) -> list[tuple[np.uint64, np.uint64, np.uint64]]:
         """Return for each merging of neighbours the lower ones, the upper ones, and their way.
@@ -168,19 +178,31 @@ class _Form:
         return [(*start, start[2] + self.word_bits > 64) for start in starts]
 
 
-def _squeeze(words: _Words, form: _Form) -> None:
-    """Move the elements of each word together, in place."""
-    upper = np.empty_like(words)
-    for low, high, way in form.levels():
-        np.right_shift(words, way, out=upper)
-        upper &= high
-        words &= low
-        words |= upper
+def _squeeze(elements: RingVector, words: _Words, upper: _Words, form: _Form) -> _Words:
+    """Return words of `elements` that are moved together.
+
+    Two neighbours low + high * 2^room are one number of twice as many bits. It becomes
+    low + high * 2^bits when high * (2^room - 2^bits) is taken away: no masks are needed.
+
+    Args:
+        elements: Whole words of them; left alone.
+        words: As many words, for the result.
+        upper: As many words, to work in.
+        form: Of the elements.
+    """
+    source, bits, room = elements, form.bits, form.room
+    while room < 64:
+        pair = np.dtype(f"<u{2 * room // 8}")
+        high = upper.view(pair)
+        np.right_shift(source.view(pair), pair.type(room), out=high)
+        high *= pair.type((1 << room) - (1 << bits))
+        np.subtract(source.view(pair), high, out=words.view(pair))
+        source, bits, room = words, 2 * bits, 2 * room
+    return source.view(_WORD)
 
 
-def _spread(words: _Words, form: _Form) -> None:
+def _spread(words: _Words, upper: _Words, form: _Form) -> None:
     """Undo `_squeeze`, in place; bits above those of a word are dropped."""
-    upper = np.empty_like(words)
     for low, high, way in reversed(form.levels()):
         np.bitwise_and(words, high, out=upper)
         upper <<= way
@@ -190,51 +212,60 @@ def _spread(words: _Words, form: _Form) -> None:
         words &= np.uint64((1 << form.bits) - 1)
 
 
-def _store(words: _Words, form: _Form) -> _Bytes:
-    """Return squeezed words without the gaps between them, and no more than `_SLACK` zeros."""
+def _store(words: _Words, scratch: _Words, form: _Form, packed: _Bytes) -> None:
+    """Write squeezed words without the gaps between them.
+
+    Args:
+        words: Whole groups of them.
+        scratch: As many words, to work in.
+        form: Of the elements.
+        packed: Zeros, room for them and for `_SLACK` bytes more; those stay zero.
+    """
     count = len(words) // form.group_words
     if form.group_words == 1:
-        return _store_bytes(words, form.group_bytes)
-    packed = np.zeros(count * form.group_bytes + _SLACK, np.uint8)
-    groups = words.reshape(-1, form.group_words)
+        _store_bytes(words, scratch, form.group_bytes, packed)
+        return
+    groups, part = words.reshape(-1, form.group_words), scratch[:count]
     for index, byte, shift, spills in form.places():
         # A group has more than 8 bytes: what is ored is never read by the same statement.
         column = _column(packed, byte, _WORD, count, form.group_bytes)
-        column |= groups[:, index] << np.uint64(shift)
+        column |= np.left_shift(groups[:, index], np.uint64(shift), out=part)
         if spills:
             ninth = _column(packed, byte + 8, _BYTE, count, form.group_bytes)
-            ninth |= (groups[:, index] >> np.uint64(64 - shift)).astype(np.uint8)
-    return packed
+            ninth |= np.right_shift(groups[:, index], np.uint64(64 - shift), out=part).astype(_BYTE)
 
 
-def _store_bytes(words: _Words, size: int) -> _Bytes:
-    """Return the lowest `size` bytes of each word, and `_SLACK` more."""
-    count = len(words)
-    packed = np.empty(count * size + _SLACK, np.uint8)
+def _store_bytes(words: _Words, scratch: _Words, size: int, packed: _Bytes) -> None:
+    """Write the lowest `size` bytes of each word, one after another.
+
+    numpy is fast at odd addresses only when it copies from contiguous memory: what is
+    written was put together in `scratch`.
+    """
     first, step = 0, 1
     if size >= 4:
         # Every other word with all of its bytes, which do not reach the next but one; then
         # those between over what is too much.
-        _column(packed, 0, _WORD, (count + 1) // 2, 2 * size)[:] = words[::2]
+        even = scratch[: (len(words) + 1) // 2]
+        np.copyto(even, words[::2])
+        _column(packed, 0, _WORD, len(even), 2 * size)[:] = even
         first, step = 1, 2
     for start, dtype in _pieces(size):
-        part = words.view(dtype)[start // dtype.itemsize :: 8 // dtype.itemsize][first::step]
+        strided = words.view(dtype)[start // dtype.itemsize :: 8 // dtype.itemsize][first::step]
+        part = scratch.view(dtype)[: len(strided)]
+        np.copyto(part, strided)
         _column(packed, first * size + start, dtype, len(part), step * size)[:] = part
-    return packed
 
 
-def _load(packed: _Bytes, form: _Form) -> _Words:
-    """Return the words of bytes; bits above a word's own are arbitrary."""
-    count = (len(packed) - _SLACK) // form.group_bytes
-    groups = np.empty((count, form.group_words), _WORD)
+def _load(packed: _Bytes, words: _Words, form: _Form) -> None:
+    """Fill `words` from their bytes; bits above a word's own are arbitrary."""
+    groups = words.reshape(-1, form.group_words)
     for index, byte, shift, spills in form.places():
         word = groups[:, index]
-        column = _column(packed, byte, _WORD, count, form.group_bytes)
+        column = _column(packed, byte, _WORD, len(groups), form.group_bytes)
         np.right_shift(column, np.uint64(shift), out=word)
         if spills:
-            ninth = _column(packed, byte + 8, _BYTE, count, form.group_bytes)
+            ninth = _column(packed, byte + 8, _BYTE, len(groups), form.group_bytes)
             word |= ninth.astype(np.uint64) << np.uint64(64 - shift)
-    return groups.reshape(-1)
 
 
 def _column(
