@@ -42,6 +42,10 @@ class Run:
         rounds: That were finished.
         bits_per_parameter: Of the encoded update.
         uplink_bytes: All that a client sends in a round.
+        uplink_payload: The update alone.
+        downlink_bytes: All that a client receives in a round.
+        downlink_payload: The model alone.
+        total_reduction: Float32 both ways over all bytes both ways; None if no update arrived.
     """
 
     name: str
@@ -55,6 +59,10 @@ class Run:
     rounds: int
     bits_per_parameter: float
     uplink_bytes: float
+    uplink_payload: float
+    downlink_bytes: float
+    downlink_payload: float
+    total_reduction: float | None
 
 
 def compare(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -92,7 +100,12 @@ def read_run(folder: Path, name: str) -> Run:
             "rounds": int(summary["completed_rounds"]),
             "bits_per_parameter": float(summary["uplink_bits_per_parameter"]),
             "uplink_bytes": float(summary["uplink_bytes_per_client_round"]),
+            "uplink_payload": float(summary["uplink_payload_bytes_per_client_round"]),
+            "downlink_bytes": float(summary["downlink_bytes_per_client_round"]),
+            "downlink_payload": float(summary["downlink_payload_bytes_per_client_round"]),
         }
+        reduction = summary["total_reduction"]
+        total_reduction = None if reduction is None else float(reduction)
     except (KeyError, TypeError, ValueError) as error:
         msg = f"{folder / 'summary.json'} is no summary of a run ({error!r}): train it again"
         raise ConfigurationError(msg) from None
@@ -110,6 +123,10 @@ def read_run(folder: Path, name: str) -> Run:
         rounds=int(values["rounds"]),
         bits_per_parameter=values["bits_per_parameter"],
         uplink_bytes=values["uplink_bytes"],
+        uplink_payload=values["uplink_payload"],
+        downlink_bytes=values["downlink_bytes"],
+        downlink_payload=values["downlink_payload"],
+        total_reduction=total_reduction,
     )
 
 
@@ -127,19 +144,26 @@ def _scheme(folder: Path) -> str:
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    """Return the table."""
+    """Return the table; bytes include what the protocol adds."""
     lines = [
         "| run | protects | noise | noise multiplier | epsilon | delta | accuracy | rounds "
-        "| bits a parameter | bytes up a client and round |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| bits a parameter | bytes up a client and round | of which update "
+        "| bytes down a client and round | of which model | total reduction |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {run.name} | {run.unit} | {run.mechanism.replace('_', ' ')} "
         f"| {run.noise_multiplier:g} | {run.epsilon:.3g} | {run.delta:g} | {run.accuracy:.2%} "
-        f"| {run.rounds} | {run.bits_per_parameter:.3g} | {run.uplink_bytes:,.0f} |"
+        f"| {run.rounds} | {run.bits_per_parameter:.3g} | {run.uplink_bytes:,.0f} "
+        f"| {run.uplink_payload:,.0f} | {run.downlink_bytes:,.0f} | {run.downlink_payload:,.0f} "
+        f"| {_times(run.total_reduction)} |"
         for run in runs
     ]
     return "\n".join(lines)
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.3g}x"
 
 
 def main() -> None:

@@ -231,6 +231,13 @@ def _result_rows(summary: dict[str, object]) -> list[tuple[str, str]]:
                 f"{summary['uplink_bytes_per_client_round']:,.0f} with keys, shares and metrics",
             )
         )
+        rows.append(
+            (
+                "both ways",
+                f"{summary['total_bytes_per_client_round']:,.0f} bytes for each update that "
+                f"arrived, all counted ({summary['total_reduction']:.1f}x smaller than float32)",
+            )
+        )
     if isinstance(secagg, dict):
         rows.append(
             (
