@@ -46,6 +46,7 @@ from fedcore.privacy import Drawn, MatrixGaussian, NoPrivacy, PrivacyLedger, Rel
 from fedcore.secagg import roster_digest
 from fedcore.telemetry import RoundReport, Traffic, skipped
 from fedcore.vectors import Layout, RealVector
+from strategies.counted import Counted
 from strategies.downlink import Downlink, ModelDownload
 from strategies.exchange import RETRY_AT_ONCE
 from strategies.helper_client import Helper
@@ -146,6 +147,7 @@ class SecureGrid(WrappedGrid):
         if isinstance(self._noise, MatrixRun):
             self._noise.check(self.plan.privacy, self.ledger)
             self._round = max(self._round, self._noise.tape.last)
+        self._counted = Counted(since=self._round)
         downlink = self.plan.downlink
         self._downlink = Downlink(downlink) if isinstance(downlink, Delta) else None
         self._last: RealVector | None = None
@@ -282,15 +284,19 @@ class SecureGrid(WrappedGrid):
             retry_after=self._retry_after,
             noise=self._noise,
             download=download,
+            counted=self._counted,
         )
         mean, aborted = None, ""
         try:
             mean = current.run()
         except RoundAbortedError as error:
             aborted = str(error)
-        if current.revealed:
+        if mean is not None:
+            counted = (seats.clients[index].node_id for index in current.survivors)
+            self._counted.add(counted, bound.plan.round_number)
+        if current.survivors:
             drawn = self._drawn and self._drawn([client.node_id for client in seats.clients])
-            self.ledger = self.ledger.record(self._release(bound, current.revealed, drawn))
+            self.ledger = self.ledger.record(self._release(bound, len(current.survivors), drawn))
         if self._registry is not None:
             self._registry.forget(
                 client.node_id

@@ -19,7 +19,7 @@ from fedcore.pipeline.plan import (
     Uniform,
 )
 from fedcore.pipeline.target import bind_first, projected_epsilon, resolve, with_noise
-from fedcore.pipeline.upload import LocalUpdate, Upload, make_upload
+from fedcore.pipeline.upload import LocalUpdate, Upload, left_out, make_upload
 
 __all__ = [
     "BOX",
@@ -52,6 +52,7 @@ __all__ = [
     "decode_sum",
     "first_norm",
     "layers_of",
+    "left_out",
     "make_upload",
     "model_digest",
     "projected_epsilon",
