@@ -23,7 +23,8 @@ it was compressed by itself.
 The coordinator may also name a later round than that of the last upload. Then this
 memory is older than it should be, or the coordinator began after that round, and whether
 it counted is not known: the upload is taken for one that did, since an update that is
-missing does less harm than one that counts twice.
+missing does less harm than one that counts twice. The same holds for a device that has
+another node id than when it sent its last upload: what it is told is about the new one.
 
 [SCJ18]  Stich, Cordonnier and Jaggi, "Sparsified SGD with Memory",
          https://arxiv.org/abs/1809.07599
@@ -34,21 +35,20 @@ missing does less harm than one that counts twice.
 from __future__ import annotations
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+from flwr.app import Context
 
+from clients.feedback_store import LastUpload, store_of
 from fedcore.errors import LocalProtocolError, PeerProtocolError
-from fedcore.pipeline import RoundPlan, Upload, bind_round, left_out, typed
+from fedcore.pipeline import RoundPlan, Upload, bind_round, left_out
 from fedcore.vectors import RealVector
-
-_VECTORS = "fedcore.feedback"
-_SENT = "fedcore.feedback.sent"
 
 
 class Feedback:
-    """What a node's uploads have left out; kept in its Context, which stays on the node."""
+    """What a node's uploads have left out; it stays on the node."""
 
     def __init__(self, context: Context) -> None:
-        self._records = context.state
+        self._store = store_of(context)
+        self._node_id = context.node_id
 
     def start(self, plan: RoundPlan, counted: int) -> RealVector | None:
         """Return what to add to the update of a round, shape [dim]; None for nothing.
@@ -59,44 +59,42 @@ class Feedback:
 
         Raises:
             LocalProtocolError: What is kept cannot be read, or belongs to another model.
+            ConfigurationError: The file that it is kept in is damaged, or cannot be read.
         """
-        if not plan.run.error_feedback or _SENT not in self._records.config_records:
+        last = self._store.load() if plan.run.error_feedback else None
+        if last is None:
             return None
-        sent = self._records.config_records[_SENT]
         try:
-            last = RoundPlan.from_bytes(typed(sent, "plan", bytes))
-            payload = typed(sent, "payload", bytes)
+            sent = RoundPlan.from_bytes(last.plan)
         except PeerProtocolError as error:
             msg = f"what this device kept of its last upload cannot be read: {error}"
             raise LocalProtocolError(msg) from error
-        if last.run_id != plan.run_id:
+        if sent.run_id != plan.run_id:
             return None
-        if last.round_number == plan.round_number:
-            return self._vector("before", plan)
-        whole = self._vector("whole", plan)
-        if whole is None or last.round_number > counted:
+        if sent.round_number == plan.round_number:
+            return None if last.before is None else _of_model(last.before, plan)
+        whole = _of_model(last.whole, plan)
+        if last.node_id == self._node_id and sent.round_number > counted:
             return whole
-        return left_out(bind_round(last), whole, payload)
+        return left_out(bind_round(sent), whole, last.payload)
 
     def keep(self, plan: RoundPlan, upload: Upload, before: RealVector | None) -> None:
-        """Keep what an upload was made from, and `before`, what it started from."""
-        if upload.whole is None:
-            return
-        vectors = {"whole": Array(upload.whole)}
-        if before is not None:
-            vectors["before"] = Array(before)
-        self._records[_VECTORS] = ArrayRecord(vectors)
-        self._records[_SENT] = ConfigRecord({"plan": plan.to_bytes(), "payload": upload.payload})
+        """Keep what an upload was made from, and `before`, what it started from.
 
-    def _vector(self, name: str, plan: RoundPlan) -> RealVector | None:
-        kept = self._records.array_records.get(_VECTORS, ArrayRecord())
-        if name not in kept:
-            return None
-        vector: RealVector = kept[name].numpy()
-        if vector.shape != (plan.dim,) or vector.dtype != np.float32:
-            msg = (
-                f"the stored residual has shape {vector.shape} and type {vector.dtype}, the model "
-                f"needs ({plan.dim},) and float32"
-            )
-            raise LocalProtocolError(msg)
-        return vector
+        Raises:
+            ConfigurationError: The file that it is kept in cannot be written.
+        """
+        if upload.whole is not None:
+            payload, data = upload.payload, plan.to_bytes()
+            self._store.save(LastUpload(self._node_id, data, payload, upload.whole, before))
+
+
+def _of_model(vector: RealVector, plan: RoundPlan) -> RealVector:
+    """Return `vector` if it fits the model."""
+    if vector.shape != (plan.dim,) or vector.dtype != np.float32:
+        msg = (
+            f"the stored residual has shape {vector.shape} and type {vector.dtype}, the model "
+            f"needs ({plan.dim},) and float32"
+        )
+        raise LocalProtocolError(msg)
+    return vector

@@ -194,3 +194,19 @@ def test_a_damaged_memory_is_our_own_mistake(field, value):
     device.context.state["fedcore.feedback.sent"][field] = value
     with pytest.raises(LocalProtocolError, match="what this device kept of its last upload"):
         device.feedback.start(device.plan(2), 1)
+
+
+@OF_EVERY_KIND
+@given(told=st.lists(st.integers(-3, 12), min_size=10, max_size=10), seed=st.integers(0, 99))
+def test_whatever_a_coordinator_says_nothing_longer_than_the_clip_is_sent(kind, told, seed):
+    """A lie about `counted` changes what is sent, and neither its bound nor the next draw."""
+    device, rng = Device(kind), np.random.default_rng(seed)
+    for number, device.counted in enumerate(told, 1):
+        plan = device.plan(number)
+        bound, earlier = bind_round(plan), device.feedback.start(plan, device.counted)
+        update = LocalUpdate(rng.normal(size=DIM).astype(np.float32), 1, {})
+        upload = make_upload(bound, update, earlier, entropy_of(number))
+        sent = bound.kept.encode(upload.whole.astype(np.float64), entropy_of(number))
+        assert np.linalg.norm(sent) <= plan.norm * (1 + 1e-9)
+        assert upload.vector.shape == (bound.dim,)
+        device.feedback.keep(plan, upload, earlier)

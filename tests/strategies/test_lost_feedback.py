@@ -47,8 +47,11 @@ def delta_of(client: int, number: int) -> np.ndarray:
 class Federation:
     """Devices that are restarted before every message, and the sum of all means."""
 
-    def __init__(self, kind, **options):
+    def __init__(self, kind, folder=None, **options):
         self.plan, self.options = PLANS[kind], options
+        self.nodes = [{}] * CLIENTS
+        if folder is not None:
+            self.nodes = [{"feedback": str(folder / str(client))} for client in range(CLIENTS)]
         self.contexts, self.trained = {}, defaultdict(dict)
         self.reports: list[RoundReport] = []
         self.arrived, self.told = np.zeros(DIM), defaultdict(list)
@@ -60,6 +63,8 @@ class Federation:
                 message.content[RECORD]["counted"]
             )
         copied = pickle.loads(pickle.dumps(context))
+        if "feedback" in context.node_config and message.content[RECORD]["plan"]:
+            copied.state = RecordDict()  # with a file of its own, it survives a SuperNode's end
         try:
             return call_next(message, copied)
         finally:
@@ -86,7 +91,7 @@ class Federation:
             policy=DevicePolicy(require_masks=False, helper_key=HELPER_KEY),
         )  # fmt: skip
         helper = InProcessHelper(ReplayedEntropy(b"helper"))
-        with InProcessGrid(app, [{}] * CLIENTS, {}) as nodes:
+        with InProcessGrid(app, self.nodes, {}) as nodes:
             start = partial(
                 SecureGrid, FaultyGrid(nodes, script), self.plan, on_round=self.reports.append,
                 helper=helper, **self.options,
@@ -178,6 +183,16 @@ def test_a_round_given_up_once_or_for_good_loses_no_update(kind):
     assert [report.attempts for report in played.reports] == [1, 2, 1, 2, 1, 1, 1, 1]
     assert [report.survivors for report in played.reports] == [6, 6, 6, 0, 6, 6, 6, 6]
     assert played.told[0] == [0, 1, 1, 2, 3, 3, 3, 5, 6, 7]
+    played.assert_nothing_is_lost_or_counted_twice()
+
+
+@OF_EVERY_KIND
+def test_devices_that_lose_all_but_their_disk_between_rounds_lose_no_update(kind, tmp_path):
+    losses = [(0, 2, None, "upload", Fault.LOST_REPLY), (3, 4, None, "upload", Fault.DROPPED)]
+    played = Federation(kind, tmp_path, retry_after=()).play(losing(*losses))
+    beside = Federation(kind, retry_after=()).play(losing(*losses))
+    np.testing.assert_array_equal(played.arrived, beside.arrived)
+    np.testing.assert_array_equal(played.kept(), beside.kept())
     played.assert_nothing_is_lost_or_counted_twice()
 
 
