@@ -345,7 +345,7 @@ class _Session:
             )
             raise PeerProtocolError(msg)
         layout = Layout.of(arrays)
-        if layers_of(bound.plan.run.clip, layout) != bound.plan.layers:
+        if layers_of(bound.plan.run, layout) != bound.plan.layers:
             msg = (
                 "the plan must name the layers of the model that came with it, found others: "
                 "this device does not take part"

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedcore.codec import Delta, PublicTopK
+from fedcore.codec import Delta
 from fedcore.crypto import SystemEntropy
 from fedcore.engine import Clock, SystemClock, WrappedGrid, to_arrays, to_record
 from fedcore.errors import ConfigurationError, RoundAbortedError
@@ -40,6 +40,7 @@ from fedcore.pipeline import (
     first_norm,
     layers_of,
     model_digest,
+    support_of,
 )
 from fedcore.pipeline.envelope import IDENTIFY
 from fedcore.privacy import Drawn, MatrixGaussian, NoPrivacy, PrivacyLedger, Release, stated_noise
@@ -222,11 +223,9 @@ class SecureGrid(WrappedGrid):
             dim=layout.dim,
             model_digest=model_digest(arrays),
             clip_norm=self.clip_norm,
-            layers=layers_of(plan.clip, layout),
+            layers=layers_of(plan, layout),
         )
-        if isinstance(plan.sparsify, PublicTopK):
-            support = plan.sparsify.choose(self._last, first.dim, first.stage_seed("support"))
-            first = replace(first, support=support)
+        first = replace(first, support=support_of(first, self._last))
         traffic, aborted = Traffic(), []
         for number in range(1, plan.attempts + 1):
             # Refuses a plan that does not fit, and a sum that is too expensive, before any work;

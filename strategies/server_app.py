@@ -226,7 +226,7 @@ class _Run:
             retry_after=self._retry_after,
             noise=noise,
         )
-        refusal = partial(refused_size, plan, self._preflight.parameters)
+        refusal = partial(refused_size, plan, self._preflight)
         return CohortGrid(secure, cohorts, refusal=refusal, on_skip=secure.skip_round), secure
 
     def _noise(self) -> CoordinatorNoise:
@@ -324,12 +324,12 @@ def coordinator_entropy(seed: int) -> Entropy:
     return ReplayedEntropy(str(seed).encode()).child("coordinator")
 
 
-def refused_size(plan: RunPlan, dim: int, clients: int) -> str | None:
+def refused_size(plan: RunPlan, preflight: Preflight, clients: int) -> str | None:
     """Return why `plan` cannot be carried out by so many clients, or None if it can."""
     try:
         if isinstance(plan.secagg, Bonawitz):
             plan.secagg.check_margin(clients)
-        bind_first(plan, clients=clients, dim=dim)
+        bind_first(plan, clients=clients, dim=preflight.parameters, layers=preflight.layers)
     except ConfigurationError as error:
         return str(error)
     return None

@@ -15,7 +15,7 @@ from fedcore.data import Dataset, Indices, load, partition
 from fedcore.errors import ConfigurationError
 from fedcore.job.costs import Assessment, assess
 from fedcore.job.settings import Job
-from fedcore.pipeline import BoundRound, bind_round, layers_of
+from fedcore.pipeline import BoundRound, Layer, bind_round, layers_of
 from fedcore.privacy import Release
 from fedcore.vectors import Layout
 
@@ -45,6 +45,11 @@ class Preflight:
     def bound(self) -> BoundRound | None:
         """The first round put together; None for plain float32."""
         return self.privacy.bound
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Of the model, if the rounds treat them apart."""
+        return () if self.bound is None else self.bound.plan.layers
 
     @property
     def example_release(self) -> Release | None:
@@ -86,11 +91,12 @@ def check(job: Job) -> Preflight:
     model = models.build(job.model, dataset.input_shape, dataset.classes, job.seed)
     parameters = models.parameter_count(model)
     fewest = min(len(shard) for shard in shards)
-    privacy = assess(job, parameters=parameters, fewest_examples=fewest)
+    layout, plan = Layout.of(training.get_arrays(model, copy=False)), job.plan
+    layers = () if plan is None else layers_of(plan, layout)
+    privacy = assess(job, parameters=parameters, fewest_examples=fewest, layers=layers)
     run = privacy.job.plan
     if run is not None and privacy.bound is not None:
-        # What it costs was found without the layers; whether they fit is found here.
-        layers = layers_of(run.clip, Layout.of(training.get_arrays(model, copy=False)))
+        # What it costs was found for one flat clip; whether the layers fit is found here.
         first = replace(privacy.bound.plan, run=run, layers=layers)
         privacy = replace(privacy, bound=bind_round(first))
     return Preflight(dataset, shards, parameters, privacy)

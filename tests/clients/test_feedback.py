@@ -29,6 +29,7 @@ RUNS = {
     "sketch": (replace(RUN, sparsify=Sketch(0.4)), {}),
     "public_top_k": (replace(RUN, sparsify=PublicTopK(0.25)), {}),
     "per_layer": (replace(RUN, clip=PerLayerClip(0.7)), PER_LAYER),
+    "partly_dense": (replace(RUN, sparsify=RandomK(0.3, dense_below=5)), PER_LAYER),
     "top_k": (replace(RUN, sparsify=RunPlan().sparsify, quantize=TopK(0.25, 8)), {}),
     "ternary": (replace(RUN, sparsify=RunPlan().sparsify, quantize=SparseTernary(0.25)), {}),
     "qsgd": (replace(RUN, sparsify=RunPlan().sparsify, quantize=Qsgd(1, 4)), {}),
