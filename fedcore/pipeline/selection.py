@@ -18,6 +18,7 @@ from fedcore.codec import (
     outside,
     small_layers,
 )
+from fedcore.codec.partly_dense import Ranges
 from fedcore.pipeline.clipping import Layer
 from fedcore.pipeline.plan import RoundPlan, RunPlan
 from fedcore.vectors import Layout, RealVector
@@ -38,8 +39,8 @@ def selection_of(plan: RoundPlan) -> Selection:
     sparsify = plan.run.sparsify
     if isinstance(sparsify, Dense):
         return sparsify
-    whole = small_layers((layer.size for layer in plan.layers), sparsify.dense_below)
-    if not _rest(plan):
+    whole, others = _split(plan, sparsify.dense_below)
+    if others == 0:
         return Dense()
     rest: RandomK | Sketch | Support = (
         Support(plan.support)
@@ -57,16 +58,17 @@ def support_of(plan: RoundPlan, last: RealVector | None) -> str:
         last: The last aggregate, shape [dim]; None before the first.
     """
     sparsify = plan.run.sparsify
-    if not isinstance(sparsify, PublicTopK) or not _rest(plan):
+    if not isinstance(sparsify, PublicTopK):
         return ""
-    whole = small_layers((layer.size for layer in plan.layers), sparsify.dense_below)
+    whole, others = _split(plan, sparsify.dense_below)
+    if others == 0:
+        return ""
     if last is not None and whole:
         last = last[outside(whole, plan.dim)]
-    return sparsify.choose(last, _rest(plan), plan.stage_seed("support"))
+    return sparsify.choose(last, others, plan.stage_seed("support"))
 
 
-def _rest(plan: RoundPlan) -> int:
-    """Return how many coordinates are in no layer that is sent whole."""
-    below = getattr(plan.run.sparsify, "dense_below", 0)
-    small = small_layers((layer.size for layer in plan.layers), below)
-    return plan.dim - sum(stop - start for start, stop in small)
+def _split(plan: RoundPlan, below: int) -> tuple[Ranges, int]:
+    """Return where small layers are, and how many coordinates are in none of them."""
+    whole = small_layers((layer.size for layer in plan.layers), below)
+    return whole, plan.dim - sum(stop - start for start, stop in whole)
