@@ -11,8 +11,8 @@ Answers of a run are ordered by (round, attempt, stage), and one is claimed only
 is later than every claim before it. That keeps the journal to one line a run. Runs are
 never forgotten: a journal that is full refuses new runs.
 
-The file is replaced as a whole (write, fsync, rename, fsync of the folder), so a process
-that is killed leaves the old or the new one. It carries a hash of itself: a damaged
+The file is replaced as a whole (`clients.durable`), so a process that is killed leaves
+the old or the new one. It carries a hash of itself: a damaged
 journal refuses everything until somebody has looked at it. A lock beside it keeps two
 processes of one device from claiming the same answer.
 """
@@ -31,6 +31,7 @@ from typing import Final, TypeAlias
 
 from flwr.app import Context
 
+from clients.durable import beside, open_private, replace_file
 from clients.participation import Spacing
 from fedcore.errors import ConfigurationError, PeerProtocolError
 
@@ -100,7 +101,7 @@ attempt 1, stage 0 and answers later ones only, asked for round 3, attempt 1, st
                 answers = self._read()
                 self._refuse(run_id, answer, answers)
                 counted = _count(answer, answers.get(run_id), spacing)
-                self._replace({**answers, run_id: counted})
+                replace_file(self.path, _format({**answers, run_id: counted}))
         except OSError as error:
             msg = (
                 f"the journal {self.path} cannot be kept ({error.strerror}), so nothing may be "
@@ -151,31 +152,13 @@ attempt 1, stage 0 and answers later ones only, asked for round 3, attempt 1, st
             )
             raise ConfigurationError(msg) from error
 
-    def _replace(self, answers: Mapping[str, Answer]) -> None:
-        """Write a new file beside the old one, and take its name once it is on disk."""
-        new = self._beside(".new")
-        with _open(new, os.O_WRONLY | os.O_TRUNC) as descriptor:
-            data = memoryview(_format(answers))
-            while data:
-                data = data[os.write(descriptor, data) :]
-            os.fsync(descriptor)
-        new.replace(self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the device's lock; the system drops it if the process dies."""
         # A file of its own: the journal itself is replaced, and its lock with it.
-        with _open(self._beside(".lock"), os.O_RDWR) as descriptor:
+        with open_private(beside(self.path, ".lock"), os.O_RDWR) as descriptor:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
-
-    def _beside(self, suffix: str) -> Path:
-        return self.path.with_name(self.path.name + suffix)
 
 
 JournalSource: TypeAlias = Callable[[Context], AnsweredJournal | None]
@@ -186,15 +169,6 @@ def journal_of(context: Context) -> AnsweredJournal | None:
     """Return the journal that the node's configuration names; None if it names none."""
     path = context.node_config.get("journal")
     return AnsweredJournal(Path(path)) if isinstance(path, str) else None
-
-
-@contextmanager
-def _open(path: Path, flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _format(answers: Mapping[str, Answer]) -> bytes:

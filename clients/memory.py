@@ -1,9 +1,9 @@
 """What a device remembers between two messages of a run.
 
 Kept in Flower's Context, which stays on the node: the protocol state, the last round
-that was begun, the last answer, with error feedback what the last upload left out, and
-the last global model where only its changes travel. A state is removed when it is taken;
-it comes back only as its successor.
+that was begun, the last answer, and the last global model where only its changes travel.
+What error feedback keeps there is in `clients.feedback`. A state is removed when it is
+taken; it comes back only as its successor.
 
 The last answer is there for a coordinator that did not get it. It is what was sent, byte
 for byte, so that nobody learns from it what the coordinator did not learn from the first.
@@ -20,13 +20,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from clients.participation import spacing_of
 from fedcore.crypto import transcript_hash
 from fedcore.engine.nodes import isolated
-from fedcore.errors import LocalProtocolError, PeerProtocolError
+from fedcore.errors import PeerProtocolError
 from fedcore.pipeline import RoundPlan, typed
-from fedcore.vectors import RealVector
 
 _STATE = "fedcore.protocol"
 _ROUND = "fedcore.round"
-_RESIDUAL = "fedcore.residual"
 _MODEL = "fedcore.global-model"
 _ANSWER = "fedcore.answer"
 _REPLY = f"{_ANSWER}/"
@@ -125,35 +123,6 @@ class ProtocolMemory:
         for name in [name for name in self._records if name.startswith(_ANSWER)]:
             del self._records[name]
 
-    def residual(self, plan: RoundPlan) -> RealVector | None:
-        """Return what earlier rounds left out, shape [dim]; None for nothing.
-
-        A second attempt starts from what the first one started from: the first was
-        aborted, so nothing of it was counted.
-        """
-        if not plan.run.error_feedback or _RESIDUAL not in self._records.array_records:
-            return None
-        kept = self._records.array_records[_RESIDUAL]
-        made_in = int(kept["round"].numpy()[0])
-        name = "before" if made_in == plan.round_number else "after"
-        if name not in kept:
-            return None
-        residual = kept[name].numpy()
-        if residual.shape != (plan.dim,):
-            msg = f"the stored residual has shape {residual.shape}, the model needs ({plan.dim},)"
-            raise LocalProtocolError(msg)
-        return residual
-
-    def keep_residual(self, plan: RoundPlan, after: RealVector | None) -> None:
-        """Keep what this round's upload leaves out, and what it started from."""
-        if after is None:
-            return
-        before = self.residual(plan)
-        arrays = {"round": Array(_count(plan.round_number)), "after": Array(after)}
-        if before is not None:
-            arrays["before"] = Array(before)
-        self._records[_RESIDUAL] = ArrayRecord(arrays)
-
     def model(self) -> npt.NDArray[np.float32] | None:
         """Return the last global model, flat, shape [dim]; None for none or a damaged one."""
         kept = self._records.array_records.get(_MODEL)
@@ -168,7 +137,3 @@ class ProtocolMemory:
     def keep_model(self, model: npt.NDArray[np.float32]) -> None:
         """Keep a global model, flat, shape [dim], to apply later changes to."""
         self._records[_MODEL] = ArrayRecord({"model": Array(model)})
-
-
-def _count(value: int) -> RealVector:
-    return np.array([value], np.float64)

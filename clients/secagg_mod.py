@@ -24,6 +24,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
+from clients.feedback import Feedback
 from clients.identity import IdentitySource, identity_of
 from clients.journal import Answer, JournalSource, journal_of
 from clients.memory import ProtocolMemory
@@ -186,7 +187,7 @@ class _Session:
         self._claim(plan, first, envelope)
         if bound.secagg is not None:
             return self._join(bound, bound.secagg, envelope, memory)
-        upload = self._upload(bound, memory, envelope.weight_key)
+        upload = self._upload(bound, envelope)
         if bound.helper is not None:
             return self._seal(bound, bound.helper, envelope, upload)
         return self._reply_with_vector(pack(upload.vector, bound.ring) + upload.payload, upload)
@@ -270,7 +271,7 @@ class _Session:
         upload: Upload | None = None
         vector: RingVector | None = None
         if kind is Delivery:
-            upload = self._upload(bound, memory, envelope.weight_key)
+            upload = self._upload(bound, envelope)
             vector = upload.vector
         successor, reply = step(
             state,
@@ -330,7 +331,7 @@ class _Session:
             pack(sealed.vector, plan.ring), upload, {BOX: sealed.box.to_bytes()}
         )
 
-    def _upload(self, bound: BoundRound, memory: ProtocolMemory, weight_key: str) -> Upload:
+    def _upload(self, bound: BoundRound, envelope: Envelope) -> Upload:
         """Train, and encode what changed."""
         content = RecordDict(
             {name: record for name, record in self.message.content.items() if name != RECORD}
@@ -344,7 +345,7 @@ class _Session:
             )
             raise PeerProtocolError(msg)
         layout = Layout.of(arrays)
-        if layers_of(bound.plan.run.clip, layout) != bound.plan.layers:
+        if layers_of(bound.plan.run, layout) != bound.plan.layers:
             msg = (
                 "the plan must name the layers of the model that came with it, found others: "
                 "this device does not take part"
@@ -355,14 +356,16 @@ class _Session:
         reply = self.call_next(self.message, self.context)
         trained = _single_arrays(reply.content, "the train function's reply")
         after = layout.flatten(to_arrays(trained))
-        examples, metrics = _measurements(reply.content, weight_key)
+        examples, metrics = _measurements(reply.content, envelope.weight_key)
+        feedback = Feedback(self.context)
+        earlier = feedback.start(bound.plan, envelope.counted)
         upload = make_upload(
             bound,
             LocalUpdate(after - before, examples, metrics),
-            memory.residual(bound.plan),
+            earlier,
             self._round_entropy(bound).child("upload"),
         )
-        memory.keep_residual(bound.plan, upload.residual)
+        feedback.keep(bound.plan, upload, earlier)
         return upload
 
     def _round_entropy(self, bound: BoundRound) -> Entropy:

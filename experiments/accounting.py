@@ -9,9 +9,10 @@ from pathlib import Path
 from experiments import account_plot
 from experiments.costs import costs_in_words, warnings_in_words
 from experiments.schema import Experiment, Sizes
+from fedcore.codec import Dense
 from fedcore.errors import ConfigurationError
 from fedcore.job import Assessment, Cost, assess, check, of_devices
-from fedcore.pipeline import Modular, RunPlan, bind_first, projected_epsilon, with_noise
+from fedcore.pipeline import Modular, RoundPlan, bind_first, projected_epsilon, with_noise
 from fedcore.privacy import NoPrivacy, PrivacyLedger, Release
 
 UNFIT = "does not fit ring or cohort: raise quantize.bits or clients_per_round"
@@ -51,6 +52,12 @@ def account(experiment: Experiment, sizes: Sizes | None = None) -> str:
         parameters, privacy = preflight.parameters, preflight.privacy
     else:
         parameters = sizes.parameters
+        if not isinstance(job.sparsify, Dense) and job.sparsify.dense_below > 0:
+            msg = (
+                "what is sent with sparsify.dense_below follows from the model's layers: choose "
+                "sparsify.dense_below=0, or leave the sizes to the model"
+            )
+            raise ConfigurationError(msg)
         privacy = assess(job, parameters=parameters, fewest_examples=sizes.examples)
     if privacy.device is None and privacy.example is None:
         msg = (
@@ -58,8 +65,8 @@ def account(experiment: Experiment, sizes: Sizes | None = None) -> str:
             "one of the mechanisms of conf/privacy, such as privacy=distributed_gaussian"
         )
         raise ConfigurationError(msg)
-    accounts = _accounts(privacy, parameters)
-    by_bits = _inflation_by_bits(privacy, parameters)
+    accounts = _accounts(privacy)
+    by_bits = _inflation_by_bits(privacy)
     folder = Path(experiment.output)
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "epsilon.png"
@@ -67,18 +74,18 @@ def account(experiment: Experiment, sizes: Sizes | None = None) -> str:
     return "\n".join(_lines(privacy, parameters, accounts, by_bits, picture))
 
 
-def _accounts(privacy: Assessment, parameters: int) -> list[Account]:
+def _accounts(privacy: Assessment) -> list[Account]:
     """Return the curves of each unit that is protected."""
     job, bound = privacy.job, privacy.bound
     found = []
     if privacy.device is not None and bound is not None:
-        release, plan = bound.release(bound.plan.clients), bound.plan.run
+        release = bound.release(bound.plan.clients)
         found.append(
             _curves(
                 privacy.device,
                 job.rounds,
                 release,
-                lambda z: _of_sums(plan, job.clients_per_round, parameters, job.rounds, z),
+                lambda z: _of_sums(bound.plan, job.rounds, z),
             )
         )
     if privacy.example is not None and privacy.example_release is not None:
@@ -108,20 +115,22 @@ def _curves(
     )
 
 
-def _of_sums(plan: RunPlan, clients: int, dim: int, rounds: int, noise: float) -> float:
+def _of_sums(first: RoundPlan, rounds: int, noise: float) -> float:
     """Return epsilon of the whole run with another noise; infinite if that does not fit."""
     try:
-        bound = bind_first(with_noise(plan, noise), clients=clients, dim=dim)
+        plan = with_noise(first.run, noise)
+        bound = bind_first(plan, clients=first.clients, dim=first.dim, layers=first.layers)
     except ConfigurationError:
         return inf  # more noise than the ring holds, or too little for a share
-    return projected_epsilon(bound, rounds, getattr(plan.privacy, "delta", 1e-5))
+    return projected_epsilon(bound, rounds, getattr(first.run.privacy, "delta", 1e-5))
 
 
-def _inflation_by_bits(privacy: Assessment, dim: int) -> list[tuple[int, float]]:
+def _inflation_by_bits(privacy: Assessment) -> list[tuple[int, float]]:
     """Return the inflation for every number of bits in which this noise fits at all."""
     if privacy.device is None or privacy.bound is None:
         return []
-    plan, found = privacy.bound.plan.run, []
+    first, found = privacy.bound.plan, []
+    plan = first.run
     if not isinstance(plan.quantize, Modular):
         return []
     sums = of_devices(privacy.job.privacy)
@@ -131,7 +140,7 @@ def _inflation_by_bits(privacy: Assessment, dim: int) -> list[tuple[int, float]]
     for bits in BITS:
         wider = replace(unlimited, quantize=replace(plan.quantize, bits=bits))
         try:
-            bound = bind_first(wider, clients=privacy.job.clients_per_round, dim=dim)
+            bound = bind_first(wider, clients=first.clients, dim=first.dim, layers=first.layers)
         except ConfigurationError:
             continue
         if bound.calibration is not None:

@@ -34,7 +34,7 @@ def _suite(name: str, size: str = "quick") -> Callable[[int, int], Sequence[Mapp
 
     Args:
         name: Of the suite.
-        size: How much of it; only `secagg` and `dme` have more than one.
+        size: How much of it; only `secagg`, `dme` and `codec` have more than one.
 
     Raises:
         ConfigurationError: There is no such suite.
@@ -60,7 +60,11 @@ def _suite(name: str, size: str = "quick") -> Callable[[int, int], Sequence[Mapp
             from experiments.bench_noise import measure_noise  # noqa: PLC0415 - as the others
 
             return lambda _nodes, rounds: measure_noise(rounds)
-    msg = f"suite must be engine, workers, secagg, dme or noise, got {name!r}"
+        case "codec":
+            from experiments.bench_codec import measure_codecs  # noqa: PLC0415 - as the others
+
+            return lambda _nodes, _rounds: measure_codecs(size)
+    msg = f"suite must be engine, workers, secagg, dme, noise or codec, got {name!r}"
     raise ConfigurationError(msg)
 
 
@@ -75,6 +79,10 @@ def _pictures(name: str, rows: Sequence[Mapping[str, object]]) -> dict[str, byte
             from experiments.bench_mean import draw_means  # noqa: PLC0415 - imports scipy
 
             return {"error.png": draw_means(rows)}
+        case "codec":
+            from experiments.bench_codec import draw_codecs  # noqa: PLC0415 - as above
+
+            return {"nanoseconds.png": draw_codecs(rows)}
     return {}
 
 

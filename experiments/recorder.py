@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy.typing as npt
 from tqdm import tqdm
 
+from experiments.wire import round_bytes, run_bytes
 from fedcore.job import Job, Preflight
 from fedcore.models import Structured
 from fedcore.pipeline import NoSecAgg
@@ -26,8 +27,6 @@ from fedcore.release import Measured
 from fedcore.telemetry import RoundReport, Traffic
 from fedcore.training import Evaluation
 from strategies.server_app import Progress
-
-FLOAT_BYTES = 4
 
 
 class Recorder:
@@ -129,10 +128,7 @@ class Recorder:
             "clipped": report.clipped,
             "clip_norm": report.clip_norm,
             "unclipped": report.unclipped,
-            "uplink_bytes": report.traffic.up_total,
-            "uplink_payload_bytes": report.traffic.up_payload,
-            "downlink_bytes": report.traffic.down_total,
-            "uploads": report.traffic.uploads,
+            **round_bytes(report.traffic),
             "epsilon": finite(report.epsilon),
             "epsilon_example": None
             if progress.examples is None
@@ -151,7 +147,7 @@ class Recorder:
             return {"completed_rounds": 0, "stopped": "before the first round"}
         evaluation = self._evaluation or self._initial
         seconds = self._trained - self._began
-        trained = sum(report.traffic.uploads for report in self._reports)
+        traffic = sum((report.traffic for report in self._reports), Traffic())
         spent = self._reports[-1].epsilon if self._reports else 0.0
         return {
             "experiment": job.name,
@@ -172,7 +168,7 @@ class Recorder:
             **self._privacy(preflight, spent),
             "sampler_delta": self._sampler_delta,
             "seconds_total": round(seconds, 3),
-            "clients_per_second": round(trained / seconds, 2) if seconds else 0.0,
+            "clients_per_second": round(traffic.uploads / seconds, 2) if seconds else 0.0,
             "peak_memory_mb": round(_peak_memory_mb(), 1),
             "release": None if release is None else dict(release),
         }
@@ -200,25 +196,13 @@ class Recorder:
 
     def _bytes(self, preflight: Preflight) -> dict[str, object]:
         """Return what was sent: for each weight that was there, and against the first model."""
+        up = down = 0
+        for report in self._reports:
+            size = preflight.sizes[0 if self._before_pruning(report.round_number) else -1]
+            up += size * report.traffic.uploads
+            down += size * report.traffic.downloads
         total = sum((report.traffic for report in self._reports), Traffic())
-        uploads, downloads = max(1, total.uploads), max(1, total.downloads)
-        up, payload = total.up_total / uploads, total.up_payload / uploads
-        down = total.down_total / downloads
-        plain = FLOAT_BYTES * preflight.parameters
-        sent = sum(
-            report.traffic.uploads
-            * preflight.sizes[0 if self._before_pruning(report.round_number) else -1]
-            for report in self._reports
-        )
-        return {
-            "uplink_bytes_per_client_round": round(up, 1),
-            "uplink_payload_bytes_per_client_round": round(payload, 1),
-            "uplink_bits_per_parameter": round(8 * total.up_payload / max(1, sent), 4),
-            "uplink_reduction": round(plain / up, 3) if up else None,
-            "uplink_payload_reduction": round(plain / payload, 3) if payload else None,
-            "downlink_bytes_per_client_round": round(down, 1),
-            "downlink_reduction": round(plain / down, 3) if down else None,
-        }
+        return run_bytes(total, preflight.parameters, up=up, down=down)
 
     def _secagg(self, job: Job) -> dict[str, object] | None:
         if job.plan is None or isinstance(job.secagg, NoSecAgg):

@@ -65,6 +65,7 @@ class Round:
     epsilon_example: float | None = None
     clip_norm: float | None = None
     unclipped: float | None = None
+    downloads: int | None = None
 
     @property
     def client_bytes(self) -> float:
@@ -72,6 +73,13 @@ class Round:
         if self.uploads:
             return self.uplink_bytes * self.attempts / self.uploads
         return self.uplink_bytes / max(1, self.invited)
+
+    @property
+    def received_bytes(self) -> float:
+        """What such a client received."""
+        if self.downloads:
+            return self.downlink_bytes * self.attempts / self.downloads
+        return self.downlink_bytes / max(1, self.invited)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +101,20 @@ class Measured:
     macs: int
     onnx_bytes: int
     accuracy: float
+
+
+class Sums:
+    """`traffic` in `summary.json`: bytes of all rounds and clients."""
+
+    uplink_payload_bytes: int
+    uplink_overhead_bytes: int
+    uplink_bytes: int
+    downlink_payload_bytes: int
+    downlink_overhead_bytes: int
+    downlink_bytes: int
+    total_bytes: int
+    uploads: int
+    downloads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +174,17 @@ class Summary:
     clients_per_second: float
     peak_memory_mb: float
     release: Published | None
+    uplink_overhead_bytes_per_client_round: float | None = None
+    downlink_payload_bytes_per_client_round: float | None = None
+    downlink_overhead_bytes_per_client_round: float | None = None
+    downlink_payload_reduction: float | None = None
+    downlink_bits_per_parameter: float | None = None
+    total_bytes_per_client_round: float | None = None
+    total_payload_bytes_per_client_round: float | None = None
+    total_overhead_bytes_per_client_round: float | None = None
+    total_payload_reduction: float | None = None
+    total_reduction: float | None = None
+    traffic: Sums | None = None
 
 
 Record = TypeVar("Record", Round, Summary)

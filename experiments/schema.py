@@ -140,11 +140,15 @@ class Sizes:
 def to_experiment(cfg: DictConfig) -> Experiment:
     """Convert composed YAML into the typed value that the library takes.
 
+    Numbers below the key `sweep` are for other keys to refer to; they are nothing themselves.
+
     Raises:
         ConfigurationError: A key is missing, unknown, of the wrong type or out of range.
     """
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        if isinstance(values, dict):
+            values.pop("sweep", None)
         return TypeAdapter(Experiment).validate_python(values, extra="forbid")
     except MissingMandatoryValue as error:
         msg = f"{error.full_key}: a value is missing; give it as {error.full_key}=..."

@@ -25,6 +25,7 @@ from experiments.costs import costs_in_words, warnings_in_words
 from experiments.recorder import Recorder, ReleaseSummary
 from experiments.report import write_report
 from experiments.schema import Experiment, InProcess, NoRelease, Ray
+from experiments.sweep import FAILED, INTERRUPTED, swept_before
 from fedcore.crypto import SystemEntropy
 from fedcore.engine import DropScript, run_in_process, run_on_ray
 from fedcore.errors import ConfigurationError
@@ -49,6 +50,9 @@ def run_experiment(experiment: Experiment, cfg: DictConfig) -> dict[str, object]
     logging.getLogger("flwr").setLevel(logging.ERROR)  # the progress bar says it better
     one_thread()
     job = experiment.job
+    if (earlier := swept_before(Path(experiment.output), cfg)) is not None:
+        print(f"{experiment.output} was finished by an earlier sweep")
+        return earlier
     folder = new_folder(experiment.output)
     preflight = check(job)
     job = preflight.job  # its noise is stated now: devices and records get the same
@@ -61,7 +65,10 @@ def run_experiment(experiment: Experiment, cfg: DictConfig) -> dict[str, object]
         _run(experiment, job, preflight, recorder)
         release = _release(experiment, job, preflight, recorder, folder)
     except KeyboardInterrupt:
-        recorder.stopped("interrupted")
+        recorder.stopped(INTERRUPTED)
+        raise
+    except Exception:
+        recorder.stopped(FAILED)
         raise
     finally:
         summary = recorder.close(None if release is None else release.to_dict())
@@ -189,13 +196,18 @@ def _release(
 def _announce(job: Job, preflight: Preflight, folder: Path) -> None:
     bound = preflight.bound
     masks = "masked" if bound and (bound.secagg or bound.helper) else "in the clear"
-    bits = f"in a {preflight.bound.ring.bits}-bit ring" if preflight.bound else "as float32"
+    if bound is None:
+        form = "as float32"
+    elif bound.compressor is not None:
+        form = f"one by one, by {bound.compressor.kind}"
+    else:
+        form = f"in a {bound.ring.bits}-bit ring"
     weights = f"{preflight.parameters:,}"
     if len(preflight.sizes) > 1:
         weights += f" and then {preflight.sizes[-1]:,}"
     print(
         f"{job.name}: {weights} weights, {job.rounds} rounds, "
-        f"{job.clients_per_round} of {job.clients} clients a round, uploads {masks} {bits}, "
+        f"{job.clients_per_round} of {job.clients} clients a round, uploads {masks} {form}, "
         f"epsilon {preflight.epsilon:.3g} after the last round\n{folder}",
         flush=True,
     )
@@ -225,6 +237,13 @@ def _result_rows(summary: dict[str, object]) -> list[tuple[str, str]]:
                 f"{summary['uplink_payload_bytes_per_client_round']:,.0f} bytes a client and round "
                 f"({summary['uplink_payload_reduction']:.1f}x smaller than float32), "
                 f"{summary['uplink_bytes_per_client_round']:,.0f} with keys, shares and metrics",
+            )
+        )
+        rows.append(
+            (
+                "both ways",
+                f"{summary['total_bytes_per_client_round']:,.0f} bytes for each update that "
+                f"arrived, all counted ({summary['total_reduction']:.1f}x smaller than float32)",
             )
         )
     if isinstance(secagg, dict):

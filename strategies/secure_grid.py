@@ -23,7 +23,7 @@ import numpy.typing as npt
 from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedcore.codec import Delta, PublicTopK
+from fedcore.codec import Delta
 from fedcore.crypto import SystemEntropy
 from fedcore.engine import Clock, SystemClock, WrappedGrid, to_arrays, to_record
 from fedcore.errors import ConfigurationError, RoundAbortedError
@@ -40,12 +40,14 @@ from fedcore.pipeline import (
     first_norm,
     layers_of,
     model_digest,
+    support_of,
 )
 from fedcore.pipeline.envelope import IDENTIFY
 from fedcore.privacy import Drawn, MatrixGaussian, NoPrivacy, PrivacyLedger, Release, stated_noise
 from fedcore.secagg import roster_digest
 from fedcore.telemetry import RoundReport, Traffic, skipped
 from fedcore.vectors import Layout, RealVector
+from strategies.counted import Counted
 from strategies.downlink import Downlink, ModelDownload
 from strategies.exchange import RETRY_AT_ONCE
 from strategies.helper_client import Helper
@@ -146,6 +148,7 @@ class SecureGrid(WrappedGrid):
         if isinstance(self._noise, MatrixRun):
             self._noise.check(self.plan.privacy, self.ledger)
             self._round = max(self._round, self._noise.tape.last)
+        self._counted = Counted(since=self._round)
         downlink = self.plan.downlink
         self._downlink = Downlink(downlink) if isinstance(downlink, Delta) else None
         self._last: RealVector | None = None
@@ -220,13 +223,11 @@ class SecureGrid(WrappedGrid):
             dim=layout.dim,
             model_digest=model_digest(arrays),
             clip_norm=self.clip_norm,
-            layers=layers_of(plan.clip, layout),
+            layers=layers_of(plan, layout),
         )
-        if isinstance(plan.sparsify, PublicTopK):
-            last = self._last  # a pruned model has other coordinates than the one before
-            last = last if last is not None and len(last) == first.dim else None
-            support = plan.sparsify.choose(last, first.dim, first.stage_seed("support"))
-            first = replace(first, support=support)
+        last = self._last  # a pruned model has other coordinates than the one before
+        last = last if last is not None and len(last) == first.dim else None
+        first = replace(first, support=support_of(first, last))
         traffic, aborted = Traffic(), []
         for number in range(1, plan.attempts + 1):
             # Refuses a plan that does not fit, and a sum that is too expensive, before any work;
@@ -284,15 +285,19 @@ class SecureGrid(WrappedGrid):
             retry_after=self._retry_after,
             noise=self._noise,
             download=download,
+            counted=self._counted,
         )
         mean, aborted = None, ""
         try:
             mean = current.run()
         except RoundAbortedError as error:
             aborted = str(error)
-        if current.revealed:
+        if mean is not None:
+            counted = (seats.clients[index].node_id for index in current.survivors)
+            self._counted.add(counted, bound.plan.round_number)
+        if current.survivors:
             drawn = self._drawn and self._drawn([client.node_id for client in seats.clients])
-            self.ledger = self.ledger.record(self._release(bound, current.revealed, drawn))
+            self.ledger = self.ledger.record(self._release(bound, len(current.survivors), drawn))
         if self._registry is not None:
             self._registry.forget(
                 client.node_id

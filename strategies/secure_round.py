@@ -63,6 +63,7 @@ from fedcore.secagg.server import (
 )
 from fedcore.telemetry import Traffic
 from fedcore.vectors import RingVector
+from strategies.counted import Counted
 from strategies.downlink import ModelDownload
 from strategies.exchange import RETRY_AT_ONCE, array_bytes, content_bytes, exchange
 from strategies.helper_client import Helper
@@ -100,13 +101,14 @@ class SecureRound:
         helper: The second party, if the plan wants one.
         noise: What the coordinator adds to the sum, if the plan wants that.
         download: Brings the model to nodes that have an older one; None to send all of it.
+        counted: What each node is told of its earlier uploads, with error feedback.
         unix_time: For the expiry of certificates.
         retry_after: Seconds before a client is asked again, see `strategies.exchange`.
         traffic: Bytes so far.
         lost: How many clients each stage lost.
         joined: Indices of the clients that advertised keys.
-        revealed: How many clients are in the sum that was revealed; 0 if none was. The
-            ledger counts it, whether or not a mean came of it.
+        survivors: Indices of the clients in the sum that was revealed; none if none was. The
+            ledger counts them, whether or not a mean came of it.
     """
 
     grid: Grid
@@ -122,10 +124,11 @@ class SecureRound:
     unix_time: Callable[[], float] = time.time
     retry_after: Sequence[float] = RETRY_AT_ONCE
     download: ModelDownload | None = None
+    counted: Counted = field(default_factory=Counted)
     traffic: Traffic = field(default_factory=Traffic)
     lost: dict[str, int] = field(default_factory=dict)
     joined: frozenset[int] = frozenset()
-    revealed: int = 0
+    survivors: frozenset[int] = frozenset()
     _metric_names: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def run(self) -> MeanUpdate:
@@ -142,7 +145,7 @@ class SecureRound:
             return self._add_compressed()
         else:
             total, survivors = self._add_in_the_clear()
-        self.revealed = len(survivors)
+        self.survivors = survivors
         names = self._names_of(survivors)
         return decode_sum(self.bound, total, len(survivors), names, self.noise)
 
@@ -234,7 +237,7 @@ class SecureRound:
             self.traffic += Traffic(up_payload=payload)
             survivors.add(client)
         self._check_survivors(survivors)
-        self.revealed = len(survivors)
+        self.survivors = frozenset(survivors)
         return decode_sum(
             self.bound,
             self.bound.ring.reduce(adding.tally),
@@ -329,6 +332,8 @@ class SecureRound:
 
     def _message(self, stage: Stage, client: int, data: bytes, *, whole: bool = False) -> Message:
         first = stage == "advertise" or self.bound.secagg is None
+        node_id = self.clients[client].node_id
+        told = stage == "upload" and self.bound.plan.run.error_feedback
         envelope = Envelope(
             stage=stage,
             round_number=self.bound.plan.round_number,
@@ -336,10 +341,10 @@ class SecureRound:
             plan=self.bound.plan.to_bytes() if first else b"",
             message=data,
             weight_key=self.weight_key,
+            counted=self.counted.last(node_id) if told else 0,
         )
         content = RecordDict({RECORD: ConfigRecord(dict(envelope.to_fields()))})
         if stage == "upload":
-            node_id = self.clients[client].node_id
             more = self.content
             if self.download is not None:
                 more = self.download.for_node(node_id, whole=whole)
@@ -347,7 +352,7 @@ class SecureRound:
                 content[name] = record
         return Message(
             content,
-            self.clients[client].node_id,
+            node_id,
             self.message_type,
             group_id=str(self.bound.plan.round_number),
             ttl=self.bound.plan.run.stage_seconds,

@@ -33,10 +33,12 @@ from fedcore.pipeline import (
     RunPlan,
     SeedHelper,
     bind_first,
+    layers_of,
 )
 from fedcore.privacy import MatrixGaussian, PrivacyLedger
 from fedcore.telemetry import RoundReport
 from fedcore.training import Evaluation, ExampleLevelPrivacy, evaluate, get_arrays, set_arrays
+from fedcore.vectors import Layout
 from strategies.cohort import CohortGrid, discover
 from strategies.exchange import RETRY_AT_ONCE, RETRY_WITH_PATIENCE
 from strategies.factory import build_strategy
@@ -233,7 +235,7 @@ class _Run:
             retry_after=self._retry_after,
             noise=noise,
         )
-        refusal = partial(refused_size, plan, self._preflight.sizes)
+        refusal = partial(refused_size, plan, self._preflight.layouts)
         return CohortGrid(secure, cohorts, refusal=refusal, on_skip=secure.skip_round), secure
 
     def _noise(self) -> CoordinatorNoise:
@@ -349,19 +351,19 @@ def coordinator_entropy(seed: int) -> Entropy:
     return ReplayedEntropy(str(seed).encode()).child("coordinator")
 
 
-def refused_size(plan: RunPlan, dims: Sequence[int], clients: int) -> str | None:
+def refused_size(plan: RunPlan, layouts: Sequence[Layout], clients: int) -> str | None:
     """Return why `plan` cannot be carried out by so many clients, or None if it can.
 
     Args:
         plan: Of the run.
-        dims: Weights of the model in each phase of the run.
+        layouts: Of the model in each phase of the run.
         clients: How many were drawn.
     """
     try:
         if isinstance(plan.secagg, Bonawitz):
             plan.secagg.check_margin(clients)
-        for dim in dims:
-            bind_first(plan, clients=clients, dim=dim)
+        for layout in layouts:
+            bind_first(plan, clients=clients, dim=layout.dim, layers=layers_of(plan, layout))
     except ConfigurationError as error:
         return str(error)
     return None

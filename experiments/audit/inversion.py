@@ -50,6 +50,7 @@ from fedcore.pipeline import (
     RunPlan,
     bind_first,
     bind_round,
+    layers_of,
     model_digest,
 )
 from fedcore.privacy import NoPrivacy
@@ -125,7 +126,7 @@ def check_inversion(job: Job, preflight: Preflight, settings: InversionSettings)
         )
         raise ConfigurationError(msg)
     for plan in _plans(job.plan).values():  # a cohort that does not fit is refused now
-        bind_round(_round_plan(plan, settings.cohort, preflight.parameters, ""))
+        bind_first(plan, clients=settings.cohort, dim=preflight.parameters, layers=preflight.layers)
 
 
 def audit_inversion(
@@ -287,7 +288,7 @@ def _observe(
         mean = layout.flatten(to_arrays(_arrays(replies[0]))) - before
         single: tuple[RealVector, ...] = ()
         if isinstance(plan.secagg, NoSecAgg):
-            bound = bind_round(_round_plan(plan, cohort, layout.dim, model_digest(arrays)))
+            bound = bind_round(_round_plan(plan, cohort, layout, model_digest(arrays)))
             vectors = (unpack(tapped.uploads[node], bound.dim, bound.ring) for node in nodes)
             single = tuple(bound.codec.decode(vector[: bound.update_dim]) for vector in vectors)
     return Observed(single, mean)
@@ -303,8 +304,9 @@ def _plans(plan: RunPlan) -> dict[str, RunPlan]:
     return plans | ({"one noisy update": clear, "noisy sum": plan} if plan.private else {})
 
 
-def _round_plan(plan: RunPlan, cohort: int, dim: int, digest: str) -> RoundPlan:
-    first = bind_first(plan, clients=cohort, dim=dim).plan
+def _round_plan(plan: RunPlan, cohort: int, layout: Layout, digest: str) -> RoundPlan:
+    layers = layers_of(plan, layout)
+    first = bind_first(plan, clients=cohort, dim=layout.dim, layers=layers).plan
     return replace(first, run_id="audit", model_digest=digest)
 
 

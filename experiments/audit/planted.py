@@ -122,7 +122,9 @@ def planted_fleet(
         job, clients=clients, clients_per_round=clients if every_round else job.clients_per_round
     )
     fewest = min(len(shard) for shard in preflight.shards)
-    costs = assess(larger, parameters=preflight.parameters, fewest_examples=fewest)
+    costs = assess(
+        larger, parameters=preflight.parameters, fewest_examples=fewest, layers=preflight.layers
+    )
     checked = replace(preflight, privacy=costs)
     return Fleet(checked.job, job, checked, {job.clients + i: part for i, part in enumerate(parts)})
 

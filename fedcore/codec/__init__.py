@@ -4,6 +4,7 @@ from fedcore.codec.broadcast import Broadcast, Delta, Full, apply_update
 from fedcore.codec.clip import Clip
 from fedcore.codec.compressors import Compressor, Qsgd, SparseTernary, TopK
 from fedcore.codec.embed import Embed, narrowest_ring
+from fedcore.codec.partly_dense import PartlyDense, outside, small_layers
 from fedcore.codec.quantize import Discretize, Quantize
 from fedcore.codec.rotate import Hadamard, NoRotation
 from fedcore.codec.segments import ClipSegments
@@ -38,6 +39,7 @@ __all__ = [
     "Hadamard",
     "Integers",
     "NoRotation",
+    "PartlyDense",
     "PublicTopK",
     "Qsgd",
     "Quantize",
@@ -55,4 +57,6 @@ __all__ = [
     "chain",
     "identity",
     "narrowest_ring",
+    "outside",
+    "small_layers",
 ]

@@ -21,7 +21,14 @@ from typing import Final
 
 import numpy as np
 
-from fedcore.codec.rice import Naturals, best_parameter, coded_bits, rice_decode, rice_encode
+from fedcore.codec.rice import (
+    Naturals,
+    best_parameter,
+    coded_bits,
+    gaps_before,
+    rice_decode,
+    rice_encode,
+)
 from fedcore.errors import PeerProtocolError
 from fedcore.vectors import IntegerVector
 
@@ -34,8 +41,10 @@ _VARINT_BYTES: Final = 6
 
 def encode_integers(x: IntegerVector) -> bytes:
     """Return the shortest form of a vector [dim] with magnitudes below `LARGEST`."""
-    signs = np.packbits(x[x != 0] < 0, bitorder="little").tobytes()
-    return _write(np.abs(x).astype(np.uint64), _LEVELS) + signs
+    signs = np.packbits((x < 0)[x != 0], bitorder="little").tobytes()
+    magnitudes = np.abs(x)
+    most = int(magnitudes.max(initial=0))
+    return _write(magnitudes.astype(np.min_scalar_type(most)), _LEVELS) + signs
 
 
 def decode_integers(data: bytes | memoryview, dim: int) -> IntegerVector:
@@ -45,7 +54,7 @@ def decode_integers(data: bytes | memoryview, dim: int) -> IntegerVector:
         PeerProtocolError: Anything else.
     """
     x, rest = _read(memoryview(data), dim, LARGEST, _LEVELS)
-    filled = np.flatnonzero(x)
+    filled = np.flatnonzero(x != 0)
     size = (len(filled) + 7) // 8
     if len(rest) != size:
         msg = f"{len(filled)} signs take {size} bytes, found {len(rest)}"
@@ -54,14 +63,13 @@ def decode_integers(data: bytes | memoryview, dim: int) -> IntegerVector:
     if signs[len(filled) :].any():
         msg = "the padding behind the signs must be zero"
         raise PeerProtocolError(msg)
-    negative = filled[signs[: len(filled)].astype(np.bool_)]
-    x[negative] = -x[negative]
+    x[filled[signs[: len(filled)].view(np.bool_)]] *= -1
     return x
 
 
 def encode_positions(positions: IntegerVector) -> bytes:
     """Return the short form of strictly increasing positions [count], from 0 on."""
-    gaps = (np.diff(positions, prepend=-1) - 1).astype(np.uint64)
+    gaps = gaps_before(positions).astype(np.uint64)
     return _varint(len(gaps)) + _coded(gaps, best_parameter(gaps))
 
 
@@ -83,12 +91,12 @@ def _write(values: Naturals, levels: int) -> bytes:
     """Return the shorter form of `values`; sparse ones have at most `levels` levels."""
     parameter = best_parameter(values)
     dense_bits = coded_bits(values, parameter)
-    filled = np.flatnonzero(values)
+    filled = np.flatnonzero(values != 0)
     if levels and 4 * len(filled) < 3 * len(values):
-        gaps = (np.diff(filled, prepend=-1) - 1).astype(np.uint64)
+        gaps = gaps_before(filled).astype(np.min_scalar_type(len(values)))
         gap_bits = best_parameter(gaps)
         if coded_bits(gaps, gap_bits) < dense_bits:
-            rest = _write(values[filled] - np.uint64(1), levels - 1)
+            rest = _write(values[filled] - values.dtype.type(1), levels - 1)
             sparse = bytes((_SPARSE,)) + _varint(len(filled)) + _coded(gaps, gap_bits) + rest
             if 8 * len(sparse) < dense_bits:
                 return sparse
@@ -119,7 +127,7 @@ def _places(data: memoryview, count: int, dim: int) -> tuple[IntegerVector, memo
         msg = f"at most {dim} positions are different, found {count}"
         raise PeerProtocolError(msg)
     gaps, data = _uncoded(data, count, dim)
-    places = np.cumsum(gaps + 1) - 1
+    places = np.cumsum(gaps) + np.arange(count)
     if count and places[-1] >= dim:
         msg = f"positions must be below {dim}, found a larger one"
         raise PeerProtocolError(msg)

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedcore.codec.public import public_words
+from fedcore.codec.sparsify import check_dense_below
 from fedcore.codec.stage import Bound, Domain, Reals, Vector
 from fedcore.errors import ConfigurationError
 
@@ -36,17 +37,21 @@ class Sketch:
         seed: Public; a round replaces it, so that buckets differ from round to round.
         unbiased: Scale the decoded sum so that its mean over seeds is the sum itself.
             Leave it off with error feedback, which sends later what is lost now.
+        dense_below: Layers of fewer coordinates are sent whole, see `fedcore.codec.partly_dense`;
+            0 for none.
     """
 
     fraction: float = 0.1
     seed: int = 0
     unbiased: bool = False
+    dense_below: int = 0
     kind: Literal["sketch"] = "sketch"
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             msg = f"sparsify.fraction must be in (0, 1], got {self.fraction}"
             raise ConfigurationError(msg)
+        check_dense_below(self.dense_below)
 
     def bind(self, source: Domain, /) -> Bound:
         """Accept real vectors; the target has one coordinate for each bucket."""

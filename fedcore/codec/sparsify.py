@@ -39,17 +39,21 @@ class RandomK:
         unbiased: Multiply the decoded sum by dim / kept, so that its mean over
             supports is the sum itself. Leave it off with error feedback, which
             sends later what is left out now.
+        dense_below: Layers of fewer coordinates are sent whole, see `fedcore.codec.partly_dense`;
+            0 for none.
     """
 
     fraction: float = 0.1
     seed: int = 0
     unbiased: bool = False
+    dense_below: int = 0
     kind: Literal["random_k"] = "random_k"
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             msg = f"sparsify.fraction must be in (0, 1], got {self.fraction}"
             raise ConfigurationError(msg)
+        check_dense_below(self.dense_below)
 
     def bind(self, source: Domain, /) -> Bound:
         """Accept real vectors; the target has the kept coordinates only."""
@@ -78,6 +82,17 @@ class RandomK:
     def positions(self, dim: int) -> npt.NDArray[np.int64]:
         """Return which of `dim` coordinates are sent, in increasing order."""
         return support(self.seed, dim, self.kept(dim))
+
+
+def check_dense_below(count: int) -> None:
+    """Refuse a size that no layer can fall below.
+
+    Raises:
+        ConfigurationError: It is negative, or larger than any model.
+    """
+    if not 0 <= count < 1 << 48:
+        msg = f"sparsify.dense_below must be in 0..2^48, got {count}"
+        raise ConfigurationError(msg)
 
 
 @lru_cache(maxsize=4)

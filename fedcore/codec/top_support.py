@@ -20,6 +20,7 @@ import numpy as np
 
 from fedcore.codec.lossless import decode_positions, encode_positions
 from fedcore.codec.public import public_words
+from fedcore.codec.sparsify import check_dense_below
 from fedcore.codec.stage import Bound, Domain, Reals, Vector
 from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.vectors import IntegerVector, RealVector
@@ -32,10 +33,13 @@ class PublicTopK:
     Attributes:
         fraction: Of the coordinates, in (0, 1].
         exploration: Part of the support that is drawn at random.
+        dense_below: Layers of fewer coordinates are sent whole, see `fedcore.codec.partly_dense`;
+            0 for none.
     """
 
     fraction: float = 0.1
     exploration: float = 0.2
+    dense_below: int = 0
     kind: Literal["public_top_k"] = "public_top_k"
 
     def __post_init__(self) -> None:
@@ -48,6 +52,7 @@ class PublicTopK:
                 "a coordinate that was left out once is left out for good"
             )
             raise ConfigurationError(msg)
+        check_dense_below(self.dense_below)
 
     def choose(self, last: RealVector | None, dim: int, seed: int) -> str:
         """Return the support of a round.

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 from fedcore.errors import ConfigurationError
 from fedcore.job.levels import BothLevels, of_devices, of_examples
-from fedcore.pipeline import Bonawitz, BoundRound, bind_first, projected_epsilon, resolve
+from fedcore.pipeline import (
+    Bonawitz,
+    BoundRound,
+    Layer,
+    bind_first,
+    projected_epsilon,
+    resolve,
+)
 from fedcore.privacy import (
     MatrixGaussian,
     NoPrivacy,
@@ -76,19 +83,22 @@ class Assessment:
     warnings: tuple[str, ...]
 
 
-def assess(job: Job, *, parameters: int, fewest_examples: int) -> Assessment:
+def assess(
+    job: Job, *, parameters: int, fewest_examples: int, layers: tuple[Layer, ...] = ()
+) -> Assessment:
     """Find the noise that `job` asks for, and add up what its rounds cost.
 
     Args:
         job: Its noise is given or to be found.
         parameters: Weights of the model.
         fewest_examples: On the smallest device, which samples at the highest rate.
+        layers: Of the model, if the plan treats them apart.
 
     Raises:
         ConfigurationError: The stages do not fit, no noise reaches a target, or a budget would
             be exceeded; names the smallest value that works.
     """
-    resolved = _resolve(job, parameters, fewest_examples)
+    resolved = _resolve(job, parameters, fewest_examples, layers)
     plan = resolved.plan
     if plan is not None and isinstance(plan.secagg, Bonawitz):
         plan.secagg.check_margin(resolved.clients_per_round)
@@ -97,7 +107,7 @@ def assess(job: Job, *, parameters: int, fewest_examples: int) -> Assessment:
     bound = (
         None
         if plan is None
-        else bind_first(plan, clients=resolved.clients_per_round, dim=parameters)
+        else bind_first(plan, clients=resolved.clients_per_round, dim=parameters, layers=layers)
     )
     release = example_release(resolved, fewest_examples)
     device = _device_cost(job, resolved, bound)
@@ -161,12 +171,16 @@ def example_release(
     )
 
 
-def _resolve(job: Job, parameters: int, examples: int) -> Job:
+def _resolve(job: Job, parameters: int, examples: int, layers: tuple[Layer, ...]) -> Job:
     """Return `job` with all noise stated."""
     sums, local, plan = of_devices(job.privacy), of_examples(job.privacy), job.plan
     if plan is not None:
         sums = resolve(
-            plan, rounds=job.rounds, clients=job.clients_per_round, dim=parameters
+            plan,
+            rounds=job.rounds,
+            clients=job.clients_per_round,
+            dim=parameters,
+            layers=layers,
         ).privacy
     if local is not None and local.noise_multiplier is None:
         local = _resolve_local(job, local, examples)

@@ -16,7 +16,7 @@ from fedcore.data import Dataset
 from fedcore.job.costs import Assessment, assess
 from fedcore.job.settings import Job
 from fedcore.models import NoPruning
-from fedcore.pipeline import BoundRound, RoundPlan, RunPlan, bind_round, layers_of
+from fedcore.pipeline import bind_round, layers_of
 from fedcore.vectors import Layout
 
 
@@ -51,34 +51,32 @@ def assess_phases(job: Job, layouts: Sequence[Layout], fewest_examples: int) -> 
         ConfigurationError: As `assess`, for any of the sizes.
     """
     found = _each(job, layouts, fewest_examples)
-    first = found[0]
-    if first.device is not None and len(layouts) > 1:
-        stated = _each(max(found, key=_noise).job, layouts, fewest_examples)
-        dearest = max(stated, key=_epsilon).device or first.device
-        first = replace(stated[0], device=replace(dearest, target=first.device.target))
-    run = first.job.plan
-    if first.bound is None or run is None:
-        return first
-    # What it costs was found without the layers; whether they fit is found here.
-    bounds = [_bind(first.bound.plan, run, layout) for layout in layouts]
-    return replace(first, bound=bounds[0])
-
-
-def _bind(plan: RoundPlan, run: RunPlan, layout: Layout) -> BoundRound:
-    return bind_round(
-        replace(
-            plan,
-            run=run,
-            dim=layout.dim,
-            layers=layers_of(run.clip, layout),
-            support=run.first_support(layout.dim),
-        )
-    )
+    target = found[0].device
+    if target is not None and len(layouts) > 1:
+        found = _each(max(found, key=_noise).job, layouts, fewest_examples)
+        dearest = max(found, key=_epsilon).device or target
+        found[0] = replace(found[0], device=replace(dearest, target=target.target))
+    run = found[0].job.plan
+    if run is None:
+        return found[0]
+    # What it costs was found for one flat clip; whether the layers fit is found here.
+    bounds = [
+        bind_round(replace(phase.bound.plan, run=run, layers=layers_of(run, layout)))
+        for phase, layout in zip(found, layouts, strict=True)
+        if phase.bound is not None
+    ]
+    return replace(found[0], bound=bounds[0])
 
 
 def _each(job: Job, layouts: Sequence[Layout], fewest_examples: int) -> list[Assessment]:
     return [
-        assess(job, parameters=layout.dim, fewest_examples=fewest_examples) for layout in layouts
+        assess(
+            job,
+            parameters=layout.dim,
+            fewest_examples=fewest_examples,
+            layers=() if job.plan is None else layers_of(job.plan, layout),
+        )
+        for layout in layouts
     ]
 
 

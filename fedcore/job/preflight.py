@@ -18,8 +18,9 @@ from fedcore.job.optimisation import ReleaseTeacher
 from fedcore.job.phases import assess_phases, layouts_of
 from fedcore.job.settings import Job
 from fedcore.job.teacher import teacher_warnings
-from fedcore.pipeline import BoundRound
+from fedcore.pipeline import BoundRound, Layer
 from fedcore.privacy import Release
+from fedcore.vectors import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +30,19 @@ class Preflight:
     Attributes:
         dataset: All examples.
         shards: Row numbers of each simulated device's training examples.
-        sizes: Weights of the model in each phase of the run: before and after pruning.
+        layouts: Of the model in each phase of the run: before and after pruning.
         privacy: What all rounds cost, and the job with its noise stated.
     """
 
     dataset: Dataset = field(repr=False)
     shards: tuple[Indices, ...] = field(repr=False)
-    sizes: tuple[int, ...]
+    layouts: tuple[Layout, ...]
     privacy: Assessment
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Weights of the model in each phase."""
+        return tuple(layout.dim for layout in self.layouts)
 
     @property
     def parameters(self) -> int:
@@ -52,6 +58,11 @@ class Preflight:
     def bound(self) -> BoundRound | None:
         """The first round put together; None for plain float32."""
         return self.privacy.bound
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Of the model, if the rounds treat them apart."""
+        return () if self.bound is None else self.bound.plan.layers
 
     @property
     def example_release(self) -> Release | None:
@@ -96,5 +107,4 @@ def check(job: Job) -> Preflight:
     if isinstance(job.distillation, ReleaseTeacher):
         warnings = teacher_warnings(job, job.distillation, dataset)
         privacy = replace(privacy, warnings=(*privacy.warnings, *warnings))
-    sizes = tuple(layout.dim for layout in layouts)
-    return Preflight(dataset, shards, sizes, privacy)
+    return Preflight(dataset, shards, layouts, privacy)

@@ -3,7 +3,7 @@
 from fedcore.pipeline.bound import BoundRound, bind_round
 from fedcore.pipeline.central import CoordinatorNoise, FreshNoise
 from fedcore.pipeline.clear import ClearSum
-from fedcore.pipeline.clipping import AdaptiveClip, Layer, PerLayerClip, first_norm, layers_of
+from fedcore.pipeline.clipping import AdaptiveClip, Layer, PerLayerClip, first_norm
 from fedcore.pipeline.collect import MeanUpdate, agreed_names, decode_sum
 from fedcore.pipeline.correlated import NoiseTape
 from fedcore.pipeline.envelope import BOX, RECORD, VECTOR, VECTOR_TYPE, Envelope, typed
@@ -18,8 +18,9 @@ from fedcore.pipeline.plan import (
     SeedHelper,
     Uniform,
 )
+from fedcore.pipeline.selection import layers_of, support_of
 from fedcore.pipeline.target import bind_first, projected_epsilon, resolve, with_noise
-from fedcore.pipeline.upload import LocalUpdate, Upload, make_upload
+from fedcore.pipeline.upload import LocalUpdate, Upload, left_out, make_upload
 
 __all__ = [
     "BOX",
@@ -52,10 +53,12 @@ __all__ = [
     "decode_sum",
     "first_norm",
     "layers_of",
+    "left_out",
     "make_upload",
     "model_digest",
     "projected_epsilon",
     "resolve",
+    "support_of",
     "typed",
     "with_noise",
 ]

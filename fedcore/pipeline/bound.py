@@ -13,19 +13,16 @@ from fedcore.codec import (
     Embed,
     Hadamard,
     Integers,
-    PublicTopK,
     Quantize,
-    RandomK,
     Reals,
     RingElements,
-    Sketch,
-    Support,
     Tally,
     narrowest_ring,
 )
 from fedcore.errors import ConfigurationError
-from fedcore.pipeline.clip_stage import ClipStage, Selection, clip_stage
+from fedcore.pipeline.clip_stage import ClipStage, clip_stage
 from fedcore.pipeline.plan import Bonawitz, Modular, RoundPlan, SeedHelper
+from fedcore.pipeline.selection import selection_of
 from fedcore.privacy import (
     Calibration,
     Distributed,
@@ -152,7 +149,7 @@ def bind_round(plan: RoundPlan) -> BoundRound:
     rotate = run.rotate
     if isinstance(rotate, Hadamard):
         rotate = replace(rotate, seed=plan.stage_seed("rotation"))
-    sparsify = _sparsify(plan)
+    sparsify = selection_of(plan)
     select = sparsify.bind(Reals(plan.dim))
     clip = clip_stage(plan, sparsify)
     kept = select.then(clip.bind(select.target))
@@ -183,16 +180,6 @@ def bind_round(plan: RoundPlan) -> BoundRound:
         secagg=_secagg(plan, bound.dim, ring, minimum),
         helper=_helper(plan, bound.dim, ring, minimum),
     )
-
-
-def _sparsify(plan: RoundPlan) -> Selection:
-    """Return the round's own sparsifier: fresh coordinates, the same for all clients."""
-    sparsify = plan.run.sparsify
-    if isinstance(sparsify, (RandomK, Sketch)):
-        return replace(sparsify, seed=plan.stage_seed("support"))
-    if isinstance(sparsify, PublicTopK):
-        return Support(plan.support)
-    return sparsify
 
 
 def _compressed(

@@ -6,14 +6,13 @@ from typing import TypeAlias, assert_never
 
 import numpy as np
 
-from fedcore.codec import Clip, ClipSegments, Dense, RandomK, Sketch, Support, TellingClip
+from fedcore.codec import Clip, ClipSegments, PartlyDense, RandomK, Support, TellingClip
 from fedcore.pipeline.clipping import AdaptiveClip, PerLayerClip
 from fedcore.pipeline.plan import RoundPlan
+from fedcore.pipeline.selection import Selection
 from fedcore.privacy import NoPrivacy, stated_noise
 
 ClipStage: TypeAlias = Clip | TellingClip | ClipSegments
-Selection: TypeAlias = Dense | RandomK | Sketch | Support
-"""What of an update is sent, in one round."""
 
 
 def clip_stage(plan: RoundPlan, sparsify: Selection) -> ClipStage:
@@ -43,7 +42,7 @@ def clip_stage(plan: RoundPlan, sparsify: Selection) -> ClipStage:
 def _stops(plan: RoundPlan, sparsify: Selection) -> tuple[int, ...]:
     """Return where each layer ends in what is sent."""
     ends = np.cumsum([layer.size for layer in plan.layers])
-    if isinstance(sparsify, (RandomK, Support)):
+    if isinstance(sparsify, (RandomK, Support, PartlyDense)):
         # Positions ascend, so what is sent of a layer stays together.
         ends = np.searchsorted(sparsify.positions(plan.dim), ends)
     return tuple(ends.tolist())

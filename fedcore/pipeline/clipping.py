@@ -41,7 +41,6 @@ from typing import Literal, TypeAlias
 
 from fedcore.codec import Clip
 from fedcore.errors import ConfigurationError
-from fedcore.vectors import Layout
 
 _MOST_DEARER = 2.0
 """Refuse bits that would multiply the noise on the update by more."""
@@ -185,18 +184,11 @@ def first_norm(clip: ClipChoice) -> float | None:
     return clip.initial if isinstance(clip, AdaptiveClip) else None
 
 
-def layers_of(clip: ClipChoice, layout: Layout) -> tuple[Layer, ...]:
-    """Return the layers that the plan of a round has to name: none for one flat norm."""
-    if not isinstance(clip, PerLayerClip):
-        return ()
-    return tuple(Layer(entry.name, entry.size) for entry in layout.entries)
-
-
-def check_state(clip: ClipChoice, norm: float | None, layers: tuple[Layer, ...], dim: int) -> None:
-    """Refuse a round whose norm or layers are not those that its kind of clip needs.
+def check_state(clip: ClipChoice, norm: float | None) -> None:
+    """Refuse a round whose norm is not the one that its kind of clip needs.
 
     Raises:
-        ConfigurationError: Something is missing, superfluous or out of range.
+        ConfigurationError: It is missing, superfluous or out of range.
     """
     if isinstance(clip, AdaptiveClip):
         if norm is None or not clip.lowest <= norm <= clip.highest:
@@ -205,16 +197,31 @@ def check_state(clip: ClipChoice, norm: float | None, layers: tuple[Layer, ...],
     elif norm is not None:
         msg = f"clip_norm belongs to clip=adaptive, got {norm} with clip={clip.kind}"
         raise ConfigurationError(msg)
-    if isinstance(clip, PerLayerClip):
-        sizes = [layer.size for layer in layers]
-        if not sizes or min(sizes) < 1 or sum(sizes) != dim:
-            msg = (
-                f"layers must each have an element and add up to dim={dim}, got {len(sizes)} "
-                f"layers of {sum(sizes)} elements in all"
-            )
-            raise ConfigurationError(msg)
-    elif layers:
-        msg = f"layers belong to clip=per_layer, got {len(layers)} with clip={clip.kind}"
+
+
+def check_layers(layers: tuple[Layer, ...], dim: int, *, needed: bool) -> None:
+    """Refuse a round whose layers are not those of its model.
+
+    Args:
+        layers: As the round's plan names them.
+        dim: Length of the flat update.
+        needed: Whether the round treats layers apart.
+
+    Raises:
+        ConfigurationError: They are missing, superfluous or of another size.
+    """
+    sizes = [layer.size for layer in layers]
+    if needed and (not sizes or min(sizes) < 1 or sum(sizes) != dim):
+        msg = (
+            f"layers must each have an element and add up to dim={dim}, got {len(sizes)} "
+            f"layers of {sum(sizes)} elements in all"
+        )
+        raise ConfigurationError(msg)
+    if layers and not needed:
+        msg = (
+            "layers belong to clip=per_layer and to sparsify.dense_below, got "
+            f"{len(layers)} without either"
+        )
         raise ConfigurationError(msg)
 
 

@@ -41,6 +41,8 @@ class Envelope:
         plan: Canonical bytes of the round plan.
         message: Canonical bytes of the protocol message; empty in the clear.
         weight_key: Name of the metric that weighs the mean.
+        counted: With error feedback and the stage `upload`, the last round of this run in
+            which an upload of this device went into the model; 0 for none.
     """
 
     stage: Stage
@@ -49,6 +51,7 @@ class Envelope:
     plan: bytes = field(repr=False)
     message: bytes = field(repr=False)
     weight_key: str
+    counted: int = 0
 
     def to_fields(self) -> dict[str, Field]:
         """Return the entries of the record."""
@@ -59,6 +62,7 @@ class Envelope:
             "plan": self.plan,
             "message": self.message,
             "weight-key": self.weight_key,
+            "counted": self.counted,
         }
 
     @classmethod
@@ -79,6 +83,7 @@ class Envelope:
             plan=typed(fields, "plan", bytes),
             message=typed(fields, "message", bytes),
             weight_key=typed(fields, "weight-key", str),
+            counted=typed(fields, "counted", int),
         )
 
 

@@ -39,7 +39,14 @@ from fedcore.codec import (
 )
 from fedcore.crypto import transcript_hash
 from fedcore.errors import ConfigurationError, PeerProtocolError
-from fedcore.pipeline.clipping import AdaptiveClip, ClipChoice, Layer, PerLayerClip, check_state
+from fedcore.pipeline.clipping import (
+    AdaptiveClip,
+    ClipChoice,
+    Layer,
+    PerLayerClip,
+    check_layers,
+    check_state,
+)
 from fedcore.privacy import Central, Distributed, MatrixGaussian, NoPrivacy, stated_noise
 from fedcore.secagg.parameters import COMPLETE_UP_TO, GRINDING_BITS, SECURITY_BITS
 
@@ -272,10 +279,11 @@ class RunPlan:
         quantize = self.quantize
         return quantize if isinstance(quantize, (TopK, SparseTernary, Qsgd)) else None
 
-    def first_support(self, dim: int) -> str:
-        """Return a support as a first round has it; empty if none is sent."""
-        sparsify = self.sparsify
-        return sparsify.choose(None, dim, self.seed) if isinstance(sparsify, PublicTopK) else ""
+    @property
+    def names_layers(self) -> bool:
+        """Whether a round treats layers of the model apart, so that its plan names them."""
+        sparse = not isinstance(self.sparsify, Dense) and self.sparsify.dense_below > 0
+        return sparse or isinstance(self.clip, PerLayerClip)
 
     @property
     def private(self) -> bool:
@@ -380,7 +388,7 @@ class RoundPlan:
             `fedcore.secagg.seating`); empty if they do not sign, or are not known yet.
         clip_norm: What an adaptive clip has come to; None for any other.
         layers: Of the model, in the order of the flat update, where each has a bound of
-            its own; empty otherwise.
+            its own or small ones are sent whole; empty otherwise.
         support: The coordinates of sparsify=public_top_k; empty for all others.
     """
 
@@ -410,7 +418,8 @@ class RoundPlan:
             _check_key("roster", self.roster)
         stated_noise(self.run.privacy)  # what travels to devices always names its noise
 
-        check_state(self.run.clip, self.clip_norm, self.layers, self.dim)
+        check_state(self.run.clip, self.clip_norm)
+        check_layers(self.layers, self.dim, needed=self.run.names_layers)
 
     @property
     def norm(self) -> float:

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import log
+from typing import NamedTuple
 
 from fedcore.codec import Clip
 from fedcore.errors import ConfigurationError
 from fedcore.pipeline.bound import BoundRound, bind_round
-from fedcore.pipeline.clipping import PerLayerClip, first_norm
+from fedcore.pipeline.clipping import Layer, PerLayerClip, first_norm
 from fedcore.pipeline.plan import Modular, RoundPlan, RunPlan
+from fedcore.pipeline.selection import support_of
 from fedcore.privacy import Found, NoPrivacy, PrivacyLedger, least_noise
 from fedcore.privacy.target import not_positive, rounded_up
 
@@ -29,7 +31,9 @@ WIDEST = 32
 """Bits of the widest ring that `Modular` offers."""
 
 
-def resolve(plan: RunPlan, *, rounds: int, clients: int, dim: int) -> RunPlan:
+def resolve(
+    plan: RunPlan, *, rounds: int, clients: int, dim: int, layers: tuple[Layer, ...] = ()
+) -> RunPlan:
     """Return `plan` with the least noise that keeps all rounds within its target.
 
     Args:
@@ -37,6 +41,7 @@ def resolve(plan: RunPlan, *, rounds: int, clients: int, dim: int) -> RunPlan:
         rounds: How many sums the run reveals at most.
         clients: How many are invited to each.
         dim: Length of the flat update.
+        layers: Of the model, if the plan treats them apart.
 
     Raises:
         ConfigurationError: The plan cannot work, or no noise that works reaches the target;
@@ -54,11 +59,12 @@ def resolve(plan: RunPlan, *, rounds: int, clients: int, dim: int) -> RunPlan:
     privacy = plan.privacy
     if isinstance(privacy, NoPrivacy) or privacy.epsilon is None:
         return plan
-    found, why = _search(plan, rounds, clients, dim)
+    sizes = _Sizes(clients, dim, layers)
+    found, why = _search(plan, rounds, sizes)
     if found is not None and privacy.epsilon <= 0:
         raise ConfigurationError(not_positive(privacy.epsilon, found.epsilon))
     if found is None or found.epsilon > privacy.epsilon:
-        wider = _smallest_ring(plan, rounds, clients, dim)
+        wider = _smallest_ring(plan, rounds, sizes)
         raise ConfigurationError(_unreachable(plan, wider, found, why))
     budget = privacy.epsilon if privacy.epsilon_budget is None else privacy.epsilon_budget
     return replace(
@@ -84,29 +90,36 @@ def with_noise(plan: RunPlan, noise_multiplier: float) -> RunPlan:
     )
 
 
-def bind_first(plan: RunPlan, *, clients: int, dim: int) -> BoundRound:
+def bind_first(
+    plan: RunPlan, *, clients: int, dim: int, layers: tuple[Layer, ...] = ()
+) -> BoundRound:
     """Return the first round of a run put together: the others cost the same.
 
     What a round costs does not depend on how a clip is spread over layers.
+
+    Args:
+        plan: Its noise is stated.
+        clients: How many are invited.
+        dim: Length of the flat update.
+        layers: Of the model; needed if small ones are sent whole.
 
     Raises:
         ConfigurationError: The stages do not fit each other, the cohort or the ring.
     """
     if isinstance(plan.clip, PerLayerClip):
         plan = replace(plan, clip=Clip(plan.clip.norm))
-    return bind_round(
-        RoundPlan(
-            run=plan,
-            run_id="preflight",
-            round_number=1,
-            attempt=1,
-            clients=clients,
-            dim=dim,
-            model_digest="",
-            clip_norm=first_norm(plan.clip),
-            support=plan.first_support(dim),
-        )
+    first = RoundPlan(
+        run=plan,
+        run_id="preflight",
+        round_number=1,
+        attempt=1,
+        clients=clients,
+        dim=dim,
+        model_digest="",
+        clip_norm=first_norm(plan.clip),
+        layers=layers if plan.names_layers else (),
     )
+    return bind_round(replace(first, support=support_of(first, None)))
 
 
 def projected_epsilon(bound: BoundRound, rounds: int, delta: float) -> float:
@@ -115,8 +128,16 @@ def projected_epsilon(bound: BoundRound, rounds: int, delta: float) -> float:
     return PrivacyLedger(delta=delta).projected_epsilon(release, rounds)
 
 
+class _Sizes(NamedTuple):
+    """Of a round: arguments of `bind_first`."""
+
+    clients: int
+    dim: int
+    layers: tuple[Layer, ...]
+
+
 def _search(
-    plan: RunPlan, rounds: int, clients: int, dim: int
+    plan: RunPlan, rounds: int, sizes: _Sizes
 ) -> tuple[Found | None, ConfigurationError | None]:
     """Return what was found, and why a noise near 1 did not work."""
     privacy, refusals = plan.privacy, dict[float, ConfigurationError]()
@@ -125,7 +146,7 @@ def _search(
 
     def projection(noise: float) -> float | None:
         try:
-            bound = bind_first(with_noise(plan, noise), clients=clients, dim=dim)
+            bound = bind_first(with_noise(plan, noise), **sizes._asdict())
         except ConfigurationError as error:
             refusals[abs(log(noise))] = error
             return None
@@ -150,14 +171,14 @@ def _unreachable(
     )
 
 
-def _smallest_ring(plan: RunPlan, rounds: int, clients: int, dim: int) -> int | None:
+def _smallest_ring(plan: RunPlan, rounds: int, sizes: _Sizes) -> int | None:
     """Return the fewest bits that reach the target; None if no number of bits does."""
     quantize = plan.quantize
     if not isinstance(quantize, Modular):
         return None
     for bits in range(quantize.bits + 1, WIDEST + 1):
         wider = replace(plan, quantize=replace(quantize, bits=bits))
-        found, _ = _search(wider, rounds, clients, dim)
+        found, _ = _search(wider, rounds, sizes)
         if found is not None and found.epsilon <= getattr(plan.privacy, "epsilon", 0.0):
             return bits
     return None

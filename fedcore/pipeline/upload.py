@@ -9,7 +9,7 @@ from math import isfinite
 import numpy as np
 
 from fedcore.crypto import Entropy
-from fedcore.errors import ConfigurationError
+from fedcore.errors import ConfigurationError, LocalProtocolError
 from fedcore.pipeline.bound import BoundRound
 from fedcore.pipeline.plan import ByExamples
 from fedcore.vectors import RealVector, RingVector
@@ -40,13 +40,14 @@ class Upload:
     Attributes:
         vector: Shape [bound.dim].
         payload: The update as the round's compressor coded it; empty if it is in `vector`.
-        residual: What was not sent, shape [dim]; None without error feedback.
+        whole: What it was made from, float32, shape [dim]: the weighted update, and what was
+            left out before; see `left_out`. None without error feedback.
         metric_names: What the tally's free slots mean; the same on all clients.
     """
 
     vector: RingVector = field(repr=False)
     payload: bytes = field(repr=False)
-    residual: RealVector | None = field(repr=False)
+    whole: RealVector | None = field(repr=False)
     metric_names: tuple[str, ...]
 
 
@@ -58,7 +59,7 @@ def make_upload(
     Args:
         bound: The round.
         update: Of this client.
-        residual: From the client's last upload, shape [dim]; None for zeros.
+        residual: What earlier uploads left out, shape [dim]; None for zeros.
         entropy: Source of rounding and noise, separate for each client and attempt.
 
     Raises:
@@ -70,29 +71,58 @@ def make_upload(
         raise ConfigurationError(msg)
     weight, share = _weigh(bound, update.examples)
     x = update.delta.astype(np.float64) * share
+    whole = None
     if run.error_feedback:
-        x = x if residual is None else x + residual
-        x = np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+        # Rounded before it is encoded: what is left out follows from it to the last bit.
+        whole = _rounded(x if residual is None else x + residual)
+        x = whole.astype(np.float64)
     vector, payload = bound.codec.encode(x, entropy), b""
     if bound.compressor is not None:
         payload = bound.compressor.compress(bound.kept.encode(x, entropy), entropy)
-    leftover = None
-    if run.error_feedback:
-        leftover = (x - _sent(bound, x, payload, entropy)).astype(np.float32)
     if not bound.tally.slots:
-        return Upload(vector, payload, leftover, ())
+        return Upload(vector, payload, whole, ())
     clipped = bound.clip.exceeded(bound.select.encode(x, entropy))
     metrics = update.metrics if run.metric_slots else {}
     numbers = [weight, int(clipped), *_metric_numbers(bound, metrics, weight)]
     vector = np.concatenate([vector, bound.tally.encode(numbers)])
-    return Upload(vector, payload, leftover, tuple(metrics))
+    return Upload(vector, payload, whole, tuple(metrics))
 
 
-def _sent(bound: BoundRound, x: RealVector, payload: bytes, entropy: Entropy) -> RealVector:
-    """Return what of `x` is sent, but for rounding that is unbiased."""
+def left_out(bound: BoundRound, whole: RealVector, payload: bytes) -> RealVector:
+    """Return what an upload does not send, but for rounding that is unbiased.
+
+    Args:
+        bound: The round of the upload.
+        whole: What the upload was made from, shape [dim].
+        payload: As in the upload.
+
+    Returns:
+        Float32, shape [dim].
+    """
+    x = whole.astype(np.float64)
     if bound.compressor is not None:
-        return bound.compressor.decompress(payload, bound.plan.dim)
-    return bound.kept.decode(bound.kept.encode(x, entropy))
+        sent = bound.compressor.decompress(payload, bound.plan.dim)
+    else:
+        sent = bound.kept.decode(bound.kept.encode(x, _NoDraws()))
+    return (x - sent).astype(np.float32)
+
+
+class _NoDraws:
+    """What is sent is no matter of chance: who draws here has broken `left_out`."""
+
+    def draw(self, purpose: str, size: int, /) -> bytes:
+        msg = f"what is sent must follow from the update, yet {size} bytes are drawn: {purpose}"
+        raise LocalProtocolError(msg)
+
+    def child(self, name: str, /) -> Entropy:
+        del name
+        return self
+
+
+def _rounded(x: RealVector) -> RealVector:
+    """Return `x` as float32; what has no finite value there becomes 0."""
+    with np.errstate(over="ignore"):
+        return np.nan_to_num(x.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _weigh(bound: BoundRound, examples: int) -> tuple[int, float]:

@@ -509,16 +509,14 @@ def test_a_residual_of_another_model_is_our_own_mistake():
     run = RunPlan(secagg=NoSecAgg(), error_feedback=True)
     first = Coordinator(app, run, {}, contexts)
     first.ask(0, first.message("upload"))
-    kept = contexts[0].state["fedcore.residual"]
-    contexts[0].state["fedcore.residual"] = to_record(
-        {"round": kept["round"].numpy(), "after": np.zeros(5, np.float32)}
-    )
+    contexts[0].state["fedcore.feedback"] = to_record({"whole": np.zeros(5, np.float32)})
     second = Coordinator(app, run, {"round_number": 2}, contexts)
     refused(second, second.message("upload"), "residual has shape", LocalProtocolError)
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("stage", "unmask"), ("plan", "text"), ("message", 3), ("round", b"1")]
+    ("field", "value"),
+    [("stage", "unmask"), ("plan", "text"), ("message", 3), ("round", b"1"), ("counted", "1")],
 )
 def test_an_envelope_of_another_form_is_refused(field, value):
     coordinator = Coordinator(training_app())

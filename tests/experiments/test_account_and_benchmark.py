@@ -171,13 +171,13 @@ def fail():
 
 def test_an_unknown_suite_is_refused(tmp_path, monkeypatch, capsys):
     assert run("benchmark", "suite=magic", f"output={tmp_path}", monkeypatch=monkeypatch) == 2
-    assert "suite must be engine, workers, secagg, dme or noise" in capsys.readouterr().err
+    assert "suite must be engine, workers, secagg, dme, noise or codec" in capsys.readouterr().err
 
 
 def test_a_table_aligns_its_columns():
     assert table([{"a": 1, "bb": "x"}, {"a": 100, "bb": "y"}]) == "  a  bb\n  1   x\n100   y"
 
 
-@pytest.mark.parametrize("suite", ["engine", "workers", "secagg", "dme", "noise"])
+@pytest.mark.parametrize("suite", ["engine", "workers", "secagg", "dme", "noise", "codec"])
 def test_every_suite_exists(suite):
     assert callable(_suite(suite))

@@ -27,6 +27,10 @@ def a_run(folder, *, noise=0.0, accuracy=0.9, finished=True):
         "completed_rounds": 7,
         "uplink_bits_per_parameter": 16.0,
         "uplink_bytes_per_client_round": 51_234.5,
+        "uplink_payload_bytes_per_client_round": 50_900.0,
+        "downlink_bytes_per_client_round": 102_400.0,
+        "downlink_payload_bytes_per_client_round": 101_800.0,
+        "total_reduction": 1.3251,
     }
     if finished:
         (folder / "summary.json").write_text(json.dumps(summary))
@@ -42,9 +46,10 @@ def test_runs_stand_side_by_side_the_least_private_first(tmp_path, monkeypatch, 
     compare.main()
     printed = capsys.readouterr().out
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][1:]
-    assert [row[0] for row in rows] == ["| bare", "| loud", "| quiet"]
+    assert [row[0] for row in rows] == ["| bare", "| loud", "| deep/quiet"]
     assert rows[0][1:5] == ["nobody", "none", "0", "inf"]
     assert rows[1][1:7] == ["device", "gaussian", "2", f"{epsilon:.3g}", "0.001", "91.00%"]
+    assert rows[1][9:] == ["51,234", "50,900", "102,400", "101,800", "1.33x |"]
     assert "not finished: half" in printed
     assert (tmp_path / "comparison.md").read_text().splitlines()[2:] == [
         " | ".join(row) for row in rows

@@ -13,7 +13,8 @@ from experiments.schema import Experiment, to_experiment
 from fedcore.errors import ConfigurationError
 
 CONF = Path(__file__).parents[2] / "conf"
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "experiment")
+WHOLE = ("experiment", "scheme")  # groups whose options choose those of others
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in WHOLE)
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 # What an option needs beside it, because the types refuse it alone.

@@ -30,6 +30,9 @@ SUMMARY_KEYS = {
     *("uplink_bits_per_parameter", "uplink_reduction", "uplink_payload_reduction"),
     *("downlink_bytes_per_client_round", "downlink_reduction", "secagg", "epsilon", "delta"),
     *("seconds_total", "clients_per_second", "peak_memory_mb", "release"),
+    *("uplink_overhead_bytes_per_client_round", "downlink_payload_bytes_per_client_round"),
+    *("downlink_overhead_bytes_per_client_round", "total_bytes_per_client_round"),
+    *("total_reduction", "total_payload_reduction", "traffic"),
 }
 
 

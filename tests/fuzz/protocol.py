@@ -289,7 +289,7 @@ def _envelope() -> Target:
     plan = round_plan().to_bytes().decode("ascii")
     records = [
         {"stage": stage, "round": 3, "label": "device-1", "plan": {"bytes": plan},
-         "message": {"bytes": "fC"}, "weight-key": "num-examples"}
+         "message": {"bytes": "fC"}, "weight-key": "num-examples", "counted": 2}
         for stage in ("advertise", "share", "reveal")
     ]  # fmt: skip
     return Target(

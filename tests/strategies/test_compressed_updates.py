@@ -130,7 +130,15 @@ def test_two_choices_of_coordinates_are_refused():
         RunPlan(secagg=NoSecAgg(), quantize=TopK(), sparsify=RandomK())
 
 
-@pytest.mark.parametrize("sparsify", [Sketch(0.3, unbiased=True), PublicTopK(0.3, 0.5)])
+@pytest.mark.parametrize(
+    "sparsify",
+    [
+        Sketch(0.3, unbiased=True),
+        PublicTopK(0.3, 0.5),
+        PublicTopK(0.3, 0.5, dense_below=9),
+        RandomK(0.3, unbiased=True, dense_below=9),
+    ],
+)
 def test_supports_under_masks_give_what_they_give_in_the_clear(sparsify):
     plan = replace(ROOMY, sparsify=sparsify, quantize=Modular(16), clip=Clip(10.0))
     masked = play(client_app(seed=1), plan, rounds=3)

@@ -16,6 +16,7 @@ from fedcore.engine import DropScript, InProcessGrid
 from fedcore.job import Everyone, FixedSize, Poisson
 from fedcore.pipeline import Modular, Uniform
 from fedcore.privacy import CentralGaussian, DistributedGaussian, Drawn, PrivacyLedger
+from fedcore.vectors import Entry, Layout
 from strategies.cohort import CohortGrid
 from strategies.factory import build_strategy
 from strategies.sampling import Cohorts, draw_poisson
@@ -23,6 +24,7 @@ from strategies.server_app import refused_size
 from tests.strategies.federation import RecordingGrid, initial, plain_app
 from tests.strategies.jobs import JOB, run_job
 
+SMALL = Layout((Entry("weights", (100,), "float32"),))
 LABELS = {1000 + n: f"device-{n}" for n in range(40)}
 NOISE = {
     "clip": Clip(1.0),
@@ -214,5 +216,5 @@ def test_a_draw_that_is_too_small_for_masks_is_a_round_without_a_release():
 
 
 def test_the_reason_why_a_size_does_not_fit_is_given():
-    assert refused_size(JOB.plan, [100], 6) is None
-    assert "fewer than 2 clients" in refused_size(JOB.plan, [100], 1)
+    assert refused_size(JOB.plan, [SMALL], 6) is None
+    assert "fewer than 2 clients" in refused_size(JOB.plan, [SMALL], 1)

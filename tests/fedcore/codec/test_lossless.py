@@ -1,7 +1,10 @@
 """Integers in few bytes, exactly; and nothing but integers or a protocol error on the way back."""
 
+import json
 from contextlib import suppress
+from hashlib import sha256
 from math import log, log2, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from fedcore.codec.lossless import LARGEST, decode_integers, encode_integers
 from fedcore.codec.rice import MOST_BITS, best_parameter, coded_bits, rice_decode, rice_encode
 from fedcore.errors import PeerProtocolError
 
+FILE = Path(__file__).parents[2] / "vectors/lossless_v1.json"
+VECTORS = json.loads(FILE.read_text())["vectors"]
 GOLDEN = (1 + sqrt(5)) / 2
 laws = settings(deadline=None, max_examples=200)
 small = st.integers(-3, 3)
@@ -39,6 +44,21 @@ def test_codes_are_exact_at_every_parameter_and_as_long_as_computed(values, para
     np.testing.assert_array_equal(rice_decode(data, len(x), parameter, 1001), x)
     padding = 2 * 8  # each of the two streams ends with a whole byte
     assert coded_bits(x, parameter) <= 8 * len(data) < coded_bits(x, parameter) + padding
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
+def test_known_answer(vector):
+    places, modulus = np.arange(vector["dim"], dtype=np.uint64), vector["modulus"]
+    hashed = (places * np.uint64(2654435761) >> np.uint64(7)) % np.uint64(modulus)
+    y = hashed.astype(np.int64) - modulus // 2
+    x = np.sign(y) * np.maximum(np.abs(y) - vector["shift"], 0)
+    data = encode_integers(x)
+    assert len(data) == vector["size"]
+    if "encoded" in vector:
+        assert data.hex() == vector["encoded"]
+    else:
+        assert sha256(data).hexdigest() == vector["sha256"]
+    np.testing.assert_array_equal(decode_integers(data, len(x)), x)
 
 
 def test_a_known_code():

@@ -87,7 +87,12 @@ KINDS = {
         AdaptiveClip(initial=0.2),
         PerLayerClip(2.0, 0.5, (("*.bias", 0.5), ("*", 2.0))),
     ],
-    "sparsify": [Dense(), RandomK(0.5), Sketch(0.2), PublicTopK(0.2, 0.5)],
+    "sparsify": [
+        Dense(),
+        RandomK(0.5, dense_below=100),
+        Sketch(0.2, dense_below=100),
+        PublicTopK(0.2, 0.5, dense_below=100),
+    ],
     "rotate": [Hadamard()],
     "quantize": [Modular(16), Quantize(9)],
     "privacy": [NoPrivacy()],

@@ -174,8 +174,8 @@ def test_only_the_clip_that_needs_it_has_a_first_norm_or_layers():
     layout = Layout((Entry("w", (2, 3), "float32"), Entry("b", (3,), "float32")))
     adaptive, per_layer = AdaptiveClip(initial=0.3), PerLayerClip()
     assert [first_norm(clip) for clip in (Clip(), adaptive, per_layer)] == [None, 0.3, None]
-    assert [layers_of(clip, layout) for clip in (Clip(), adaptive)] == [(), ()]
-    assert layers_of(per_layer, layout) == (Layer("w", 6), Layer("b", 3))
+    assert [layers_of(RunPlan(clip=clip), layout) for clip in (Clip(), adaptive)] == [(), ()]
+    assert layers_of(RunPlan(clip=per_layer), layout) == (Layer("w", 6), Layer("b", 3))
 
 
 def test_error_feedback_would_feed_the_norms_that_an_adaptive_clip_measures():

@@ -8,7 +8,7 @@ from fedcore.errors import PeerProtocolError
 from fedcore.pipeline import Envelope, typed
 from fedcore.pipeline.envelope import STAGES
 
-ENVELOPE = Envelope("share", 3, "phone", b"plan bytes", b"message bytes", "num-examples")
+ENVELOPE = Envelope("share", 3, "phone", b"plan bytes", b"message bytes", "num-examples", 2)
 FIELDS = ENVELOPE.to_fields()
 anything = st.none() | st.integers() | st.text(max_size=9) | st.binary(max_size=9) | st.floats()
 

@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 
 from fedcore.codec import Clip, Quantize, RandomK
 from fedcore.errors import ConfigurationError
-from fedcore.pipeline import ByExamples, NoSecAgg, RunPlan, Uniform, make_upload
+from fedcore.pipeline import ByExamples, NoSecAgg, RunPlan, Uniform, left_out, make_upload
 from fedcore.privacy import DistributedSkellam
 from fedcore.ring import pack
 from tests.fedcore.pipeline.rounds import bound_round, entropy_of, local, private_plan
@@ -36,7 +36,8 @@ def test_with_feedback_what_is_sent_and_what_is_kept_add_up(delta, residual, nor
     x = delta.astype(np.float64) + residual
     sent = bound.kept.decode(bound.kept.encode(x, entropy_of(0)))
     upload = make_upload(bound, local(delta), residual, entropy_of(0))
-    np.testing.assert_allclose(sent + upload.residual, x, rtol=1e-6, atol=1e-5)
+    kept = left_out(bound, upload.whole, upload.payload)
+    np.testing.assert_allclose(sent + kept, x, rtol=1e-6, atol=1e-5)
     assert np.linalg.norm(sent) <= norm * (1 + 1e-9)
     assert np.count_nonzero(sent) <= bound.update_dim
 
@@ -50,14 +51,14 @@ def test_with_feedback_everything_is_sent_in_the_end():
         update = local(delta if number == 1 else np.zeros(12))
         upload = make_upload(bound, update, residual, entropy_of(0))
         sent += bound.codec.decode(upload.vector[: bound.update_dim])
-        residual = upload.residual
+        residual = left_out(bound, upload.whole, upload.payload)
     np.testing.assert_allclose(sent, delta, atol=1e-4)
     np.testing.assert_allclose(residual, 0, atol=1e-7)
 
 
 def test_without_feedback_nothing_is_kept():
     bound = bound_round(RunPlan(sparsify=RandomK(0.3)))
-    assert make_upload(bound, local(np.ones(12)), None, entropy_of(0)).residual is None
+    assert make_upload(bound, local(np.ones(12)), None, entropy_of(0)).whole is None
 
 
 def test_a_diverged_update_does_not_poison_the_residual():
@@ -65,7 +66,8 @@ def test_a_diverged_update_does_not_poison_the_residual():
     delta = np.full(12, np.nan)
     delta[:3] = [np.inf, -np.inf, 1.0]
     upload = make_upload(bound, local(delta), np.ones(12, np.float32), entropy_of(0))
-    assert np.isfinite(upload.residual).all()
+    assert np.isfinite(upload.whole).all()
+    assert np.isfinite(left_out(bound, upload.whole, upload.payload)).all()
 
 
 def test_one_byte_stream_gives_one_upload_and_another_gives_another():

@@ -1,5 +1,6 @@
 import json
 import tracemalloc
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,25 @@ def test_every_width_packs_into_one_little_endian_bit_string_and_back(bits):
         np.testing.assert_array_equal(back, x)
 
 
+@pytest.mark.parametrize(
+    ("bits", "digest"),
+    [
+        (4, "9a423577e4e305d00f2fc941923f57a722c44c0dfc9d9ad1df508cb3a3bd38b9"),
+        (7, "d0c60c1d60a7a6f482da95a8c1514ecb346551d74716b81d3c54aea192710200"),
+        (12, "d28a97a87aa65699c3a00c4d40028fc6fd21e6f8e543f8c35a174e843e7974b5"),
+        (20, "8bd54c8a39e9eba6f4256ab789edf0ff89c3ca106e32ef89875e5b0ce6aafeae"),
+        (33, "c9b2ca444314148c2070a31f8a08a564cc7b61b94bf57ca4068a13c44681b7c8"),
+    ],
+)
+def test_a_long_vector_of_several_blocks_has_a_known_packing(bits, digest):
+    ring = Ring(bits)
+    hashed = np.arange(300_001, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x = ring.reduce(hashed >> np.uint64(64 - bits))
+    data = pack(x, ring)
+    assert sha256(data).hexdigest() == digest
+    np.testing.assert_array_equal(unpack(data, len(x), ring), x)
+
+
 def test_packing_leaves_its_input_alone_and_unpacks_into_writable_memory():
     for ring in (Ring(12), Ring(16)):
         x = elements(ring, 100)
@@ -96,7 +116,7 @@ def test_block_boundaries_leave_no_trace(bits, monkeypatch):
     ring = Ring(bits)
     x = elements(ring, 200, seed=bits)
     whole = pack(x, ring)
-    monkeypatch.setattr(packing, "_BLOCK", 64)
+    monkeypatch.setattr(packing, "_BLOCK_BYTES", 64 * ring.dtype.itemsize)
     for dim in (0, 1, 63, 64, 65, 127, 128, 129, 200):
         data = pack(x[:dim], ring)
         assert data == bit_string(x[:dim], ring)

@@ -34,6 +34,13 @@ def test_the_mean_is_the_value(value):
     assert abs(rounded.mean() - value) <= 5 * deviation + 1e-12
 
 
+def test_the_coins_of_a_long_vector_are_those_of_one_draw():
+    x = np.random.default_rng(2).normal(0, 50, 70_001)
+    coins = np.random.default_rng(3).random(len(x))
+    expected = np.floor(x) + (x - np.floor(x) + coins >= 1)
+    np.testing.assert_array_equal(round_stochastically(x, np.random.default_rng(3)), expected)
+
+
 def test_float32_and_the_input_are_left_alone():
     x = np.linspace(-3, 3, 101, dtype=np.float32)
     before = x.copy()

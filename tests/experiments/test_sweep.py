@@ -1,0 +1,106 @@
+"""A sweep draws accuracy against bytes, and goes on where it was stopped."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import compare
+from experiments.plots_pareto import accuracy_over_uploads, best_for_their_size
+
+ROOT = Path(__file__).parents[2]
+
+
+def sweep(folder, *overrides):
+    """Return what three small runs of `experiment=pareto` print."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.train", "experiment=pareto", "rounds=2"),
+            *("clients=6", "clients_per_round=6", "scheme=float32,sketch", "sweep.support=0.1"),
+            "sweep.bits=10,12",
+            f"output={folder}/${{hydra:runtime.choices.scheme}}/${{sweep.bits}}",
+            *overrides,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, sweep(folder)
+
+
+def test_every_scheme_is_trained_and_compared_by_its_bytes(swept, monkeypatch, capsys):
+    folder, printed = swept
+    assert printed.count("test accuracy") == 4
+    runs, unfinished = compare.compare([folder])
+    assert not unfinished
+    assert {run.name: run.scheme for run in runs} == {
+        "float32/10": "float32",
+        "float32/12": "float32",
+        "sketch/10": "sketch",
+        "sketch/12": "sketch",
+    }
+    sizes = {run.name: run.uplink_bytes for run in runs}
+    assert sizes["sketch/10"] < sizes["sketch/12"] < sizes["float32/12"] / 20
+    monkeypatch.setattr("sys.argv", ["compare", str(folder)])
+    compare.main()
+    assert "comparison_bytes.png" in capsys.readouterr().out
+    assert (folder / "comparison_bytes.png").read_bytes().startswith(b"\x89PNG")
+    assert not (folder / "comparison.png").exists()
+
+
+def test_a_sweep_repeats_what_was_interrupted_and_nothing_else(swept):
+    folder, _ = swept
+    before = {path: path.read_bytes() for path in sorted(folder.rglob("metrics.jsonl"))}
+    times = {path: path.stat().st_mtime_ns for path in before}
+    stopped = folder / "sketch" / "12"
+    summary = json.loads((stopped / "summary.json").read_text())
+    (stopped / "summary.json").write_text(json.dumps({**summary, "stopped": "interrupted"}))
+    (stopped / "metrics.jsonl").write_text("")
+    printed = sweep(folder)
+    assert printed.count("was finished by an earlier sweep") == 3
+    assert printed.count("test accuracy") == 1
+    for path in before:
+        assert (path.stat().st_mtime_ns == times[path]) == (path.parent != stopped)
+    again = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines()]
+    first = [json.loads(line) for line in before[stopped / "metrics.jsonl"].decode().splitlines()]
+    assert [line | {"seconds": 0} for line in again] == [line | {"seconds": 0} for line in first]
+
+
+def test_a_folder_of_another_configuration_is_not_touched(swept, tmp_path):
+    folder, _ = swept
+    files = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.train", "experiment=pareto", "rounds=3"),
+            *("clients=6", "clients_per_round=6", "scheme=sketch", "sweep.support=0.1"),
+            *("sweep.bits=10", f"output={folder}/sketch/10"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "output must be a new or empty folder" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == files
+
+
+def test_the_best_runs_are_those_that_no_smaller_one_equals():
+    points = [(10.0, 0.9), (5.0, 0.8), (7.0, 0.8), (20.0, 0.85), (30.0, 0.95), (5.0, 0.7)]
+    assert best_for_their_size(points) == [(5.0, 0.8), (10.0, 0.9), (30.0, 0.95)]
+
+
+def test_a_comparison_without_a_reference_is_drawn_too():
+    assert accuracy_over_uploads([("sketch", 100.0, 0.9)]).startswith(b"\x89PNG")
