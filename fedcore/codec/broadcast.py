@@ -159,21 +159,27 @@ class Broadcast:
         )
 
     def update_from(self, base: bytes) -> bytes:
-        """Return what brings a device from `base` to this version: the fewest bytes that do."""
+        """Return what brings a device from `base` to this version.
+
+        That is what changed, as one change; or the whole model if `base` is not remembered, or
+        if that takes fewer bytes, which is looked at where more than one round was missed.
+        """
         if base == self.version:
             return _CHANGE
         # A version that came back is known twice: the later one is nearer.
         places = [place for place, step in enumerate(self.steps) if step.base == base]
         if not places:
             return self._whole()
-        exponents, integers = self._merged(self.steps[places[-1] :])
-        change = _CHANGE + _written(exponents, integers)
-        if len(change) < self.model.nbytes // _SURELY_LESS:
+        steps = self.steps[places[-1] :]
+        change = _CHANGE + self._merged(steps)
+        if len(steps) == 1 or len(change) < self.model.nbytes // _SURELY_LESS:
             return change
         return min(change, self._whole(), key=len)
 
-    def _merged(self, steps: tuple[Step, ...]) -> tuple[Exponents, npt.NDArray[np.int64]]:
+    def _merged(self, steps: tuple[Step, ...]) -> bytes:
         """Return the one change that `steps` are together."""
+        if len(steps) == 1:
+            return steps[0].exponents.astype("<i2").tobytes() + steps[0].data
         exponents = np.minimum.reduce([step.exponents for step in steps])
         total = np.zeros(self.model.size, np.int64)
         for step in steps:
@@ -182,7 +188,7 @@ class Broadcast:
             if shifts.any():
                 integers <<= np.repeat(shifts.astype(np.int64), self.layers)
             total += integers
-        return exponents, total
+        return _written(exponents, total)
 
     def _whole(self) -> bytes:
         """Return what changed since the model of zeros."""
