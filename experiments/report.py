@@ -103,6 +103,7 @@ class Measured:
     accuracy: float
 
 
+@dataclass(frozen=True, slots=True)
 class Sums:
     """`traffic` in `summary.json`: bytes of all rounds and clients."""
 
