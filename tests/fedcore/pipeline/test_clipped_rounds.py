@@ -62,7 +62,8 @@ def test_no_input_exceeds_the_calibrated_sensitivity_answer_included(x, norm, sp
     bound = telling_round(norm=norm, sparsify=sparsify)
     found = bound.calibration
     assert isinstance(bound.clip, TellingClip)
-    assert found.clip == bound.kept.target.norm == np.hypot(norm, bound.clip.weight * norm)
+    assert found.clip == bound.kept.target.norm
+    assert found.clip == pytest.approx(np.hypot(norm, bound.clip.weight * norm), rel=1e-14)
     discretize = Discretize(found.scale, found.rounded_norm, found.signal_spread)
     y = bound.kept.encode(x, entropy_of(client))
     rounded = discretize.bind(bound.kept.target).encode(y, entropy_of(client))
