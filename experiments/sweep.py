@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 INTERRUPTED, FAILED = "interrupted", "failed"
 """Why a run ended early, in its summary, where repeating it may help."""
@@ -33,13 +33,19 @@ def swept_before(folder: Path, cfg: DictConfig) -> Summary | None:
     if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
         return None
     configuration = folder / ".hydra" / "config.yaml"
-    if not configuration.is_file() or configuration.read_text("utf-8") != OmegaConf.to_yaml(cfg):
+    if not configuration.is_file() or _values(OmegaConf.load(configuration)) != _values(cfg):
         return None
     summary = _summary(folder / "summary.json")
     if summary.get("stopped", FAILED) not in (INTERRUPTED, FAILED):
         return summary
     shutil.rmtree(folder)
     return None
+
+
+def _values(cfg: DictConfig | ListConfig) -> dict[str, object]:
+    """Return what a run does; which numbers of a sweep it refers to for that is no matter."""
+    values = OmegaConf.to_container(cfg, resolve=True)
+    return {str(k): v for k, v in dict(values).items() if k != "sweep"}  # type: ignore[arg-type]
 
 
 def _summary(path: Path) -> Summary:

@@ -17,6 +17,7 @@ WHOLE = ("experiment", "scheme")  # groups whose options choose those of others
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in WHOLE)
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+SCHEMES = sorted(path.stem for path in (CONF / "scheme").glob("*.yaml"))
 # What an option needs beside it, because the types refuse it alone.
 PLAIN = ["clip=none", "rotate=none", "quantize=none", "secagg=none"]
 COMPANIONS = {
@@ -68,6 +69,13 @@ def test_every_option_spells_out_every_field_of_its_type(group, option):
     others = [entry for entry in written.pop("defaults", []) if isinstance(entry, dict)]
     keys = written.keys() | {key.partition("@")[2] for entry in others for key in entry}
     assert keys == {field.name for field in fields(chosen)}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_fits_an_experiment_and_has_the_numbers_of_a_sweep(scheme):
+    experiment = composed("experiment=pareto", f"scheme={scheme}", "sweep.support=0.03")
+    assert experiment.quantize.kind != "modular" or experiment.sparsify.kind == scheme
+    assert experiment.error_feedback == (scheme != "float32")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
