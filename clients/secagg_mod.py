@@ -18,13 +18,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MessageType,
+    RecordDict,
+)
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from clients.feedback import Feedback
+from clients.guard import Guard, guard_of
 from clients.identity import IdentitySource, identity_of
 from clients.journal import Answer, JournalSource, journal_of
 from clients.memory import ProtocolMemory
@@ -49,6 +59,7 @@ from fedcore.pipeline import (
     make_upload,
     model_digest,
 )
+from fedcore.pipeline.decline import DECLINE_CODE, DECLINED, Reason
 from fedcore.pipeline.download import DOWNLOAD, LACKING, MODEL, UPDATE, UPDATE_TYPE, Download
 from fedcore.pipeline.envelope import IDENTIFY, STAGES, Stage
 from fedcore.ring import pack
@@ -71,6 +82,7 @@ from fedcore.vectors import Layout, RingVector
 
 EntropySource: TypeAlias = Callable[[Context], Entropy]
 """Gives a node its randomness; the operating system's unless a simulation replays."""
+_WORK: Final = frozenset((MessageType.TRAIN, MessageType.EVALUATE))
 
 
 def secagg_mod(
@@ -78,6 +90,7 @@ def secagg_mod(
     *,
     identity: IdentitySource | None = None,
     journal: JournalSource | None = None,
+    guard: Guard | None = None,
     entropy: EntropySource | None = None,
     unix_time: Callable[[], float] = time.time,
     keep_answer: bool = True,
@@ -91,6 +104,9 @@ def secagg_mod(
         journal: Gives what this device has answered, on disk; by default the file that
             the node's configuration names as `journal`. Without one, a device that is
             restarted, or restored from a copy, in the middle of a round can be asked twice.
+        guard: Tells whether this device works now; by default within the limits that the
+            node's configuration sets, see `clients.guard`. It is asked before a round, before
+            training, and before what is no part of a secure round.
         entropy: For simulations that must be repeatable; never set it on a device.
         unix_time: For the expiry of certificates.
         keep_answer: Whether the last reply is kept in the Context, so that a coordinator
@@ -103,13 +119,14 @@ def secagg_mod(
         policy or DevicePolicy(),
         identity or identity_of,
         journal or journal_of,
+        guard or guard_of,
         unix_time,
         keep_answer,
     )
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         if RECORD not in message.content.config_records:
-            return call_next(message, context)
+            return _outside_of_rounds(device, message, context, call_next)
         session = _Session(message, context, call_next, device, source(context))
         return session.answer()
 
@@ -123,8 +140,20 @@ class Device:
     policy: DevicePolicy
     identity: IdentitySource
     journal: JournalSource
+    guard: Guard
     unix_time: Callable[[], float]
     keep_answer: bool
+
+
+def _outside_of_rounds(
+    device: Device, message: Message, context: Context, call_next: ClientAppCallable
+) -> Message:
+    """Answer what is no part of a secure round; the guard keeps training and evaluation."""
+    if message.metadata.message_type.partition(".")[0] in _WORK:
+        reason = device.guard(context)
+        if reason is not None:
+            return Message(Error(DECLINE_CODE, reason), reply_to=message)
+    return call_next(message, context)
 
 
 def _system_entropy(context: Context) -> Entropy:
@@ -150,17 +179,22 @@ class _Session:
         """
         envelope = Envelope.from_fields(self.message.content.config_records[RECORD])
         if envelope.stage == IDENTIFY:
-            return self._identify()
+            reason = self.device.guard(self.context)
+            return self._identify() if reason is None else self._decline(reason)
         memory = ProtocolMemory(self.context)
         plan = RoundPlan.from_bytes(envelope.plan) if envelope.plan else None
         if plan is not None:
             self.device.policy.check(plan)
         if not self.device.keep_answer:
+            if plan is not None and (reason := self.device.guard(self.context)) is not None:
+                return self._decline(reason)
             return self._proceed(plan, envelope, memory) if self._download(memory) else self._lack()
         request = request_digest(self.message)  # now: training may change the message
         said = memory.answer_to(request)
         if said is not None:
             return Message(said, reply_to=self.message)
+        if plan is not None and (reason := self.device.guard(self.context)) is not None:
+            return self._decline(reason)  # nothing was begun, so nothing is kept
         if not self._download(memory):
             return self._lack()  # not an answer: the same request may come with all of the model
         reply = self._proceed(plan, envelope, memory)
@@ -195,6 +229,11 @@ class _Session:
     def _lack(self) -> Message:
         """Ask for all of the model."""
         return Message(RecordDict({RECORD: ConfigRecord({LACKING: True})}), reply_to=self.message)
+
+    def _decline(self, reason: Reason) -> Message:
+        """Say why this device does not take part, and nothing else."""
+        record = ConfigRecord({DECLINED: reason})
+        return Message(RecordDict({RECORD: record}), reply_to=self.message)
 
     def _download(self, memory: ProtocolMemory) -> bool:
         """Put the model into the message, where the train function expects it.
@@ -268,6 +307,8 @@ class _Session:
             raise PeerProtocolError(msg)
         self._claim(bound.plan, _stage_of(kind, plan), envelope)
         request = decode(envelope.message, kind, plan)
+        if kind is Delivery and (reason := self.device.guard(self.context)) is not None:
+            return self._decline(reason)  # the state was taken: this device is out of the round
         upload: Upload | None = None
         vector: RingVector | None = None
         if kind is Delivery:

@@ -23,6 +23,7 @@ from experiments.wire import round_bytes, run_bytes
 from fedcore.job import Job, Preflight
 from fedcore.models import Structured
 from fedcore.pipeline import NoSecAgg
+from fedcore.pipeline.decline import add_reasons
 from fedcore.release import Measured
 from fedcore.telemetry import RoundReport, Traffic
 from fedcore.training import Evaluation
@@ -123,6 +124,7 @@ class Recorder:
             "invited": report.invited,
             "survivors": report.survivors,
             "lost": dict(report.lost),
+            "declined": dict(report.declined),
             "attempts": report.attempts,
             "aborted": list(report.aborted),
             "clipped": report.clipped,
@@ -149,6 +151,9 @@ class Recorder:
         seconds = self._trained - self._began
         traffic = sum((report.traffic for report in self._reports), Traffic())
         spent = self._reports[-1].epsilon if self._reports else 0.0
+        declined: dict[str, int] = {}
+        for report in self._reports:
+            declined = add_reasons(declined, report.declined)
         return {
             "experiment": job.name,
             "seed": job.seed,
@@ -163,6 +168,7 @@ class Recorder:
             "loss": _number(evaluation.loss),
             **self._bytes(preflight),
             "secagg": self._secagg(job),
+            "declined": declined,
             "epsilon": finite(spent),
             "delta": preflight.delta,
             **self._privacy(preflight, spent),

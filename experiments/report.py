@@ -18,7 +18,7 @@ import shlex
 import sys
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import lru_cache
 from itertools import pairwise
 from math import exp, inf, isclose, isfinite, isnan
@@ -66,6 +66,7 @@ class Round:
     clip_norm: float | None = None
     unclipped: float | None = None
     downloads: int | None = None
+    declined: dict[str, int] = field(default_factory=dict)
 
     @property
     def client_bytes(self) -> float:
@@ -186,6 +187,7 @@ class Summary:
     total_payload_reduction: float | None = None
     total_reduction: float | None = None
     traffic: Sums | None = None
+    declined: dict[str, int] | None = None
 
 
 Record = TypeVar("Record", Round, Summary)

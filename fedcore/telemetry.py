@@ -7,7 +7,7 @@ or plot. Byte counts are lengths of what was really sent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,8 @@ class RoundReport:
         clip_norm: Bound on the norm of what a client sends; None without a clip.
         unclipped: Fraction of the updates that fitted it: exact without noise, an estimate
             with an adaptive clip under noise, None if not known.
+        declined: Of the lost, those that said why they do not take part, by reason; nobody
+            learns here which device it was.
     """
 
     round_number: int
@@ -78,6 +80,7 @@ class RoundReport:
     epsilon: float
     clip_norm: float | None = None
     unclipped: float | None = None
+    declined: Mapping[str, int] = field(default_factory=dict)
 
 
 def skipped(round_number: int, invited: int, reason: str, epsilon: float) -> RoundReport:

@@ -13,6 +13,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedcore.engine import WrappedGrid
+from fedcore.pipeline.decline import DECLINE_CODE, add_reasons, counted_as
 from fedcore.telemetry import RoundReport, Traffic, skipped
 from strategies.exchange import array_bytes, content_bytes
 
@@ -52,7 +53,7 @@ class PlainGrid(WrappedGrid):
         )
         if any(message.metadata.message_type.startswith("train") for message in batch):
             self._round += 1
-            self._report(batch, [reply for reply in replies if reply.has_content()])
+            self._report(batch, replies)
         return replies
 
     def skip_round(self, invited: int, reason: str) -> None:
@@ -60,7 +61,12 @@ class PlainGrid(WrappedGrid):
         self._round += 1
         self._on_round(skipped(self._round, invited, reason, inf))
 
-    def _report(self, batch: list[Message], answers: list[Message]) -> None:
+    def _report(self, batch: list[Message], replies: list[Message]) -> None:
+        answers = [reply for reply in replies if reply.has_content()]
+        declined: dict[str, int] = {}
+        for reply in replies:
+            if reply.has_error() and reply.error.code == DECLINE_CODE:
+                declined = add_reasons(declined, {counted_as(reply.error.reason): 1})
         traffic = Traffic(
             up_payload=sum(array_bytes(reply.content) for reply in answers),
             up_total=sum(content_bytes(reply.content) for reply in answers),
@@ -84,5 +90,6 @@ class PlainGrid(WrappedGrid):
                 neighbours=0,
                 threshold=0,
                 epsilon=inf,
+                declined=declined,
             )
         )

@@ -9,7 +9,7 @@ with the same key is not invited; it is asked again the next time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from fedcore.engine import Clock
 from fedcore.errors import PeerProtocolError
 from fedcore.pipeline import RECORD, BoundRound, Envelope, typed
+from fedcore.pipeline.decline import add_reasons, reason_in
 from fedcore.pipeline.envelope import IDENTIFY
 from fedcore.secagg import Certificate
 from fedcore.secagg.identity import Credential
@@ -34,11 +35,13 @@ class Seats:
         clients: By index.
         identity_keys: Theirs, strictly increasing; empty if nobody signs.
         traffic: What asking took.
+        declined: How many said that they do not take part now, by reason.
     """
 
     clients: tuple[Invited, ...]
     identity_keys: tuple[bytes, ...] = ()
     traffic: Traffic = field(default_factory=Traffic)
+    declined: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -72,13 +75,13 @@ class Registry:
         now = int(self.unix_time())
         expired = [node for node, known in self.certificates.items() if known.expires_at <= now]
         self.forget(expired)
-        traffic = self._ask(bound, asked, message_type, now)
+        traffic, declined = self._ask(bound, asked, message_type, now)
         by_key: dict[bytes, Invited] = {}
         for client in asked:
             if client.node_id in self.certificates:
                 by_key.setdefault(self.certificates[client.node_id].key, client)
         keys = sorted(by_key)
-        return Seats(tuple(by_key[key] for key in keys), tuple(keys), traffic)
+        return Seats(tuple(by_key[key] for key in keys), tuple(keys), traffic, declined)
 
     def forget(self, nodes: Iterable[int]) -> None:
         """Ask these nodes again the next time: a device may have been enrolled anew."""
@@ -87,7 +90,7 @@ class Registry:
 
     def _ask(
         self, bound: BoundRound, asked: Sequence[Invited], message_type: str, now: int
-    ) -> Traffic:
+    ) -> tuple[Traffic, dict[str, int]]:
         """Ask whom we do not know yet; a node that does not prove who it is stays unknown."""
         questions = {
             client.node_id: _question(bound, client, message_type)
@@ -95,7 +98,7 @@ class Registry:
             if client.node_id not in self.certificates
         }
         sent: list[Message] = []
-        received = 0
+        received, declined = 0, dict[str, int]()
         replies = exchange(
             self.grid,
             questions,
@@ -109,13 +112,18 @@ class Registry:
                 continue
             received += content_bytes(reply.content)
             try:
-                answer = Credential.from_bytes(typed(record_of(reply), "message", bytes))
+                fields = record_of(reply)
+                reason = reason_in(fields)
+                if reason is not None:
+                    declined = add_reasons(declined, {reason: 1})
+                    continue
+                answer = Credential.from_bytes(typed(fields, "message", bytes))
                 answer.check_node(node_id, self.authority, now)
             except PeerProtocolError:
                 continue
             self.certificates[node_id] = answer.certificate
         asked_bytes = sum(content_bytes(message.content) for message in sent)
-        return Traffic(down_total=asked_bytes, up_total=received)
+        return Traffic(down_total=asked_bytes, up_total=received), declined
 
 
 def _question(bound: BoundRound, client: Invited, message_type: str) -> Message:

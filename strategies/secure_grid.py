@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 from math import inf
 from typing import Any
@@ -42,6 +42,7 @@ from fedcore.pipeline import (
     model_digest,
     support_of,
 )
+from fedcore.pipeline.decline import add_reasons
 from fedcore.pipeline.envelope import IDENTIFY
 from fedcore.privacy import Drawn, MatrixGaussian, NoPrivacy, PrivacyLedger, Release, stated_noise
 from fedcore.secagg import roster_digest
@@ -70,6 +71,7 @@ class _Attempt:
     traffic: Traffic
     lost: Mapping[str, int]
     aborted: str
+    declined: Mapping[str, int] = field(default_factory=dict)
 
 
 class SecureGrid(WrappedGrid):
@@ -268,7 +270,7 @@ class SecureGrid(WrappedGrid):
         try:
             bound = _bound_to(seats, bound)
         except RoundAbortedError as error:
-            return _Attempt(bound, None, seats.traffic, lost, str(error))
+            return _Attempt(bound, None, seats.traffic, lost, str(error), seats.declined)
         if isinstance(self._noise, MatrixRun):
             self._noise.invite((client.label for client in seats.clients), self._round)
         current = SecureRound(
@@ -304,7 +306,9 @@ class SecureGrid(WrappedGrid):
                 for index, client in enumerate(seats.clients)
                 if index not in current.joined
             )
-        return _Attempt(bound, mean, seats.traffic + current.traffic, lost | current.lost, aborted)
+        traffic = seats.traffic + current.traffic
+        declined = add_reasons(seats.declined, current.declined)
+        return _Attempt(bound, mean, traffic, lost | current.lost, aborted, declined)
 
     def _release(self, bound: BoundRound, survivors: int, drawn: Drawn | None = None) -> Release:
         """Return what a sum over `survivors` costs, as a part of the noise's stream."""
@@ -349,6 +353,7 @@ class SecureGrid(WrappedGrid):
                 invited=asked,
                 survivors=0 if mean is None else mean.survivors,
                 lost=attempt.lost,
+                declined=attempt.declined,
                 aborted=aborted,
                 traffic=traffic,
                 clipped=None if mean is None else mean.clipped,

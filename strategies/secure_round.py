@@ -2,7 +2,8 @@
 
 This adapter owns what `fedcore.secagg` refuses to own: messages, deadlines, bytes on
 the wire. A reply that is an error, malformed, late or not allowed counts as silence;
-its device is out of the round, and the round goes on while enough are left. A request
+its device is out of the round, and the round goes on while enough are left. A device that
+declines is lost like a silent one, but not waited for, and its reason is counted. A request
 or reply that got lost on the way is no silence yet: the device is asked the same again.
 """
 
@@ -40,6 +41,7 @@ from fedcore.pipeline import (
     typed,
 )
 from fedcore.pipeline.bound import FIXED_SLOTS
+from fedcore.pipeline.decline import add_reasons, reason_in
 from fedcore.pipeline.download import LACKING
 from fedcore.pipeline.envelope import Stage
 from fedcore.ring import packed_size, unpack
@@ -106,6 +108,7 @@ class SecureRound:
         retry_after: Seconds before a client is asked again, see `strategies.exchange`.
         traffic: Bytes so far.
         lost: How many clients each stage lost.
+        declined: How many of those said why, by reason.
         joined: Indices of the clients that advertised keys.
         survivors: Indices of the clients in the sum that was revealed; none if none was. The
             ledger counts them, whether or not a mean came of it.
@@ -127,6 +130,7 @@ class SecureRound:
     counted: Counted = field(default_factory=Counted)
     traffic: Traffic = field(default_factory=Traffic)
     lost: dict[str, int] = field(default_factory=dict)
+    declined: dict[str, int] = field(default_factory=dict)
     joined: frozenset[int] = frozenset()
     survivors: frozenset[int] = frozenset()
     _metric_names: dict[int, tuple[str, ...]] = field(default_factory=dict)
@@ -308,7 +312,7 @@ class SecureRound:
         *,
         whole: bool = False,
     ) -> Iterator[tuple[int, Message]]:
-        """Yield the replies that are not errors; `whole` sends all of the model."""
+        """Yield the replies that are no errors and do not decline; `whole` sends all the model."""
         messages = {
             client: self._message(stage, client, data, whole=whole)
             for client, data in requests.items()
@@ -322,13 +326,22 @@ class SecureRound:
             sent=partial(self._count_sent, stage),
         )
         for client, reply in replies:
-            if reply.has_content():
+            if reply.has_content() and not self._declines(reply):
                 self._count_received(stage, reply)
                 if stage == "upload" and self.download is not None:
                     self.download.answered(
                         self.clients[client].node_id, has_model=not _lacks_the_model(reply)
                     )
                 yield client, reply
+
+    def _declines(self, reply: Message) -> bool:
+        """Tell whether a device does not want to take part; count why."""
+        reason = reason_in(reply.content.config_records.get(RECORD, ConfigRecord()))
+        if reason is None:
+            return False
+        self.declined = add_reasons(self.declined, {reason: 1})
+        self.traffic += Traffic(up_total=content_bytes(reply.content))
+        return True
 
     def _message(self, stage: Stage, client: int, data: bytes, *, whole: bool = False) -> Message:
         first = stage == "advertise" or self.bound.secagg is None

@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 
 from clients import DevicePolicy, secagg_mod
 from clients.client_app import replayed_entropy
+from clients.guard import Guard
 from clients.identity import IdentitySource
 from clients.journal import JournalSource
 from clients.simulated import simulated_identities, simulated_root
@@ -98,6 +99,7 @@ def training_app(
     seed: int | None = SEED,
     identity: IdentitySource | None = enrolled,
     journal: JournalSource | None = None,
+    guard: Guard | None = None,
     unix_time: Callable[[], float] = lambda: 0.0,
     train: Callable[[Message, Context], RecordDict] = train,
     keep_answer: bool = True,
@@ -108,6 +110,7 @@ def training_app(
         entropy=None if seed is None else replayed_entropy(seed),
         identity=identity,
         journal=journal,
+        guard=guard,
         unix_time=unix_time,
         keep_answer=keep_answer,
     )

@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from clients import DevicePolicy, secagg_mod
 from clients.client_app import replayed_entropy
+from clients.guard import Guard
 from clients.identity import IdentitySource
 from clients.simulated import simulated_identities, simulated_root
 from fedcore.engine import Clock, Fault, InProcessGrid, WrappedGrid, to_arrays, to_record
@@ -101,10 +102,11 @@ def client_app(
     train: Callable[[Message, int], RecordDict] = pull,
     identity: IdentitySource = ENROLLED,
     unix_time: Callable[[], float] = time.time,
+    guard: Guard | None = None,
 ) -> ClientApp:
     """A ClientApp with the mod; `outer` mods see what the network sees."""
     entropy = None if seed is None else replayed_entropy(seed)
-    mod = secagg_mod(policy, entropy=entropy, identity=identity, unix_time=unix_time)
+    mod = secagg_mod(policy, entropy=entropy, identity=identity, unix_time=unix_time, guard=guard)
     return _with_functions(ClientApp(mods=[*outer, mod]), train)
 
 
