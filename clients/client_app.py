@@ -19,6 +19,7 @@ from torch import nn
 
 from clients.identity import IdentitySource
 from clients.policy import DevicePolicy
+from clients.priority import priority_of
 from clients.secagg_mod import EntropySource, secagg_mod
 from clients.teacher import soft_targets
 from fedcore.crypto import Entropy, ReplayedEntropy, SystemEntropy, generator
@@ -108,6 +109,7 @@ def _replay(seed: int, context: Context) -> Entropy:
 
 
 def _train(message: Message, context: Context, entropy: Entropy) -> Message:
+    priority_of(context.node_config).take()
     job = _job(context)
     x, y = _examples(job, context)
     config = message.content.config_records.get("config", ConfigRecord())

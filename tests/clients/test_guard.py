@@ -1,6 +1,9 @@
 """Limits, as a node's configuration sets them, and the decision on what was read."""
 
+import re
+import tomllib
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from flwr.app import Context, RecordDict
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 from clients.guard import decide, guard_of, guard_with
 from clients.limits import Limits, key_of, limits_of
+from clients.priority import Priority, priority_of
 from clients.sensors import Readings
 from fedcore.errors import ConfigurationError
 
@@ -39,6 +43,7 @@ UNREADABLE = [
     ({"memory_mib": None}, "unknown_memory"),
     ({"metered": None}, "unknown_link"),
 ]
+UNKNOWN = {"not_charging", *(reason for _, reason in UNREADABLE)}
 WORST = Readings(True, 12 * 60, False, 0.0, 99.0, 9.0, 0, True)
 BLIND = Readings(opted_out=None)
 SAMPLES = {
@@ -145,3 +150,16 @@ def test_a_node_reads_the_files_that_its_configuration_names(tmp_path):
     assert guard_of(node) == "metered"
     (tmp_path / "no").touch()
     assert guard_of(node) == "opted_out"
+
+
+def test_the_page_about_devices_names_every_key_and_its_example_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
+    for field in fields(Limits):
+        assert f"| `{key_of(field.name)}` |" in page
+    (command,) = re.findall(r"--node-config '(.*?)'", page, re.DOTALL)
+    config = tomllib.loads(re.sub(r"\s+(?=[a-z-]+=)", "\n", command))
+    assert limits_of(config) != Limits()
+    assert priority_of(config) == Priority(nice=19, oom_score=500)
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "devices.md", "exec"), {})
+    assert capsys.readouterr().out.strip() in {"works now", "outside_hours", "busy", *UNKNOWN}
