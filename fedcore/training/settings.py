@@ -74,6 +74,7 @@ class ExampleLevelPrivacy:
         secure_mode: Draw sampling and noise from the operating system; results then
             differ from run to run.
         ghost: Ghost clipping: no per-example gradients in memory, a second backward pass.
+        one_by_one: One example at a time, without Opacus: the least memory.
     """
 
     kind: Literal["example_level"] = "example_level"
@@ -84,9 +85,13 @@ class ExampleLevelPrivacy:
     epsilon_budget: float | None = None
     secure_mode: bool = False
     ghost: bool = False
+    one_by_one: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        if self.ghost and self.one_by_one:
+            msg = "privacy.ghost and privacy.one_by_one are two ways to clip: set one of them"
+            raise ConfigurationError(msg)
         if (self.noise_multiplier is None) == (self.epsilon is None):
             msg = (
                 "exactly one of privacy.noise_multiplier and privacy.epsilon must be given, got "

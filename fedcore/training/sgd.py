@@ -38,6 +38,8 @@ from fedcore.training.settings import LocalTraining, TrainReport
 Step: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Takes inputs [batch, ...], labels [batch] and a teacher's probabilities [batch, classes], if
 there is one; updates the model, returns logits."""
+PrivateStep: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""The same for DP-SGD, which learns from labels alone: takes a batch, which may be empty."""
 
 
 def one_thread() -> None:
@@ -155,13 +157,25 @@ def _autograd_step(
     model: nn.Module, config: LocalTraining, mu: float, objective: Objective
 ) -> Step:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
+    descend = descent(weights, config, mu)
+
+    def step(x: Tensor, y: Tensor, soft: Tensor | None) -> Tensor:
+        logits: Tensor = model(x)
+        descend(list(torch.autograd.grad(objective.loss(logits, y, soft), weights)))
+        return logits.detach()
+
+    return step
+
+
+def descent(
+    weights: list[nn.Parameter], config: LocalTraining, mu: float
+) -> Callable[[list[Tensor]], None]:
+    """Return what takes one step along a gradient, which it overwrites."""
     plain = [weight.data for weight in weights]  # updates outside of autograd's sight
     start = [weight.clone() for weight in plain] if mu else []
     velocity = [torch.zeros_like(weight) for weight in plain] if config.momentum else []
 
-    def step(x: Tensor, y: Tensor, soft: Tensor | None) -> Tensor:
-        logits: Tensor = model(x)
-        change: list[Tensor] = list(torch.autograd.grad(objective.loss(logits, y, soft), weights))
+    def descend(change: list[Tensor]) -> None:
         if config.weight_decay:
             torch._foreach_add_(change, plain, alpha=config.weight_decay)
         if mu:
@@ -172,6 +186,5 @@ def _autograd_step(
             torch._foreach_add_(velocity, change)
             change = velocity
         torch._foreach_add_(plain, change, alpha=-config.learning_rate)
-        return logits.detach()
 
-    return step
+    return descend

@@ -20,10 +20,12 @@ from fedcore.training import (
     train,
     train_example_level,
 )
-from fedcore.training.example_level import secure_normal, uniforms
+from fedcore.training.secure_noise import secure_normal, uniforms
 
 SHAPE = (1, 28, 28)
-WAYS = [(ghost, secure) for ghost in (False, True) for secure in (False, True)]
+CLIPPING = ("hooks", "ghost", "one_by_one")
+WAYS = [(way, secure) for way in CLIPPING for secure in (False, True)]
+BY = {"hooks": {}, "ghost": {"ghost": True}, "one_by_one": {"one_by_one": True}}
 FULL = LocalTraining(epochs=3, batch_size=0, learning_rate=0.1, momentum=0.5, weight_decay=0.01)
 
 
@@ -38,12 +40,12 @@ def privately(model, x, y, config, privacy, seed=0, mu=0.0):
 
 
 @pytest.mark.parametrize("model", [Mlp(hidden=(16,)), LeNet()], ids=lambda model: model.kind)
-@pytest.mark.parametrize(("ghost", "secure"), WAYS)
-def test_without_noise_and_clipping_full_batches_are_plain_sgd(model, ghost, secure):
+@pytest.mark.parametrize(("way", "secure"), WAYS)
+def test_without_noise_and_clipping_full_batches_are_plain_sgd(model, way, secure):
     x, y = examples()
     private, plain = (build(model, SHAPE, 10, seed=1) for _ in range(2))
     privacy = ExampleLevelPrivacy(
-        noise_multiplier=0.0, max_grad_norm=1e6, ghost=ghost, secure_mode=secure
+        noise_multiplier=0.0, max_grad_norm=1e6, **BY[way], secure_mode=secure
     )
     report = privately(private, x, y, FULL, privacy, mu=0.2)
     expected = train(plain, x, y, FULL, np.random.default_rng(0), proximal_mu=0.2)
@@ -55,8 +57,8 @@ def test_without_noise_and_clipping_full_batches_are_plain_sgd(model, ghost, sec
 
 
 @pytest.mark.parametrize("model", [Mlp(hidden=(16,)), LeNet()], ids=lambda model: model.kind)
-@pytest.mark.parametrize("ghost", [False, True])
-def test_a_noiseless_step_is_the_mean_of_the_clipped_gradients(model, ghost):
+@pytest.mark.parametrize("way", CLIPPING)
+def test_a_noiseless_step_is_the_mean_of_the_clipped_gradients(model, way):
     x, y = examples(6)
     bound = 0.3
     trained = build(model, SHAPE, 10, seed=1)
@@ -69,17 +71,17 @@ def test_a_noiseless_step_is_the_mean_of_the_clipped_gradients(model, ghost):
         assert norm > bound  # or the test would not test clipping
         for total, part in zip(expected, gradient, strict=True):
             total.add_(part, alpha=bound / norm / 6)
-    privacy = ExampleLevelPrivacy(noise_multiplier=0.0, max_grad_norm=bound, ghost=ghost)
+    privacy = ExampleLevelPrivacy(noise_multiplier=0.0, max_grad_norm=bound, **BY[way])
     privately(trained, x, y, LocalTraining(batch_size=0, learning_rate=1.0), privacy)
     for weight, origin, step in zip(trained.parameters(), start, expected, strict=True):
         torch.testing.assert_close(weight, origin - step, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("ghost", "secure"), WAYS)
-def test_noise_has_the_stated_deviation(ghost, secure):
+@pytest.mark.parametrize(("way", "secure"), WAYS)
+def test_noise_has_the_stated_deviation(way, secure):
     x, y = examples(4)
     privacy = ExampleLevelPrivacy(
-        noise_multiplier=50.0, max_grad_norm=0.01, ghost=ghost, secure_mode=secure
+        noise_multiplier=50.0, max_grad_norm=0.01, **BY[way], secure_mode=secure
     )
     model = build(Mlp(hidden=(64,)), SHAPE, 10, seed=1)
     start = np.concatenate([array.ravel() for array in get_arrays(model).values()])
@@ -90,10 +92,10 @@ def test_noise_has_the_stated_deviation(ghost, secure):
     assert abs(moved.mean()) < 4 * 0.125 / math.sqrt(moved.size)
 
 
-@pytest.mark.parametrize("ghost", [False, True])
-def test_without_secure_mode_the_same_seed_gives_the_same_bytes(ghost):
+@pytest.mark.parametrize("way", CLIPPING)
+def test_without_secure_mode_the_same_seed_gives_the_same_bytes(way):
     x, y = examples()
-    config, privacy = LocalTraining(epochs=2, batch_size=4), ExampleLevelPrivacy(ghost=ghost)
+    config, privacy = LocalTraining(epochs=2, batch_size=4), ExampleLevelPrivacy(**BY[way])
 
     def run(seed):
         model = build(LeNet(), SHAPE, 10, seed=1)
@@ -115,10 +117,10 @@ def test_in_secure_mode_the_seed_decides_nothing():
     assert not np.array_equal(*runs)
 
 
-@pytest.mark.parametrize("ghost", [False, True])
-def test_an_empty_sample_still_takes_a_noisy_step(ghost):
+@pytest.mark.parametrize("way", CLIPPING)
+def test_an_empty_sample_still_takes_a_noisy_step(way):
     x, y = examples(2)
-    privacy, config = ExampleLevelPrivacy(ghost=ghost), LocalTraining(batch_size=1)
+    privacy, config = ExampleLevelPrivacy(**BY[way]), LocalTraining(batch_size=1)
     rates = []
     for seed in range(12):  # two steps of rate 1/2 over two examples: empty with probability 1/4
         model = build(LeNet(), SHAPE, 10, seed=1)
@@ -132,12 +134,12 @@ def test_an_empty_sample_still_takes_a_noisy_step(ghost):
     assert set(rates) == {(2, 0.5)}
 
 
-@pytest.mark.parametrize("ghost", [False, True])
-def test_nothing_of_the_private_gradients_stays_on_the_model(ghost):
+@pytest.mark.parametrize("way", CLIPPING)
+def test_nothing_of_the_private_gradients_stays_on_the_model(way):
     x, y = examples(4)
     model = build(LeNet(), SHAPE, 10, seed=1)
     fresh = build(LeNet(), SHAPE, 10, seed=1)
-    privately(model, x, y, LocalTraining(), ExampleLevelPrivacy(ghost=ghost))
+    privately(model, x, y, LocalTraining(), ExampleLevelPrivacy(**BY[way]))
     for used, new in zip(model.parameters(), fresh.parameters(), strict=True):
         assert used.__dict__ == new.__dict__
         assert used.grad is None
@@ -183,22 +185,29 @@ def test_every_example_joins_every_batch_by_itself_with_the_stated_probability(s
     assert np.abs(pairs).max() < 6 / math.sqrt(400)
 
 
-def test_hooks_and_ghost_clipping_train_the_same_weights_from_the_same_seed():
+def test_all_ways_to_clip_train_the_same_weights_from_the_same_seed():
     x, y = examples()
     config = LocalTraining(epochs=3, batch_size=4, learning_rate=0.1)
     weights = []
-    for ghost in (False, True):
+    for way in CLIPPING:
         model = build(LeNet(), SHAPE, 10, seed=1)
-        privately(model, x, y, config, ExampleLevelPrivacy(max_grad_norm=0.3, ghost=ghost))
+        privately(model, x, y, config, ExampleLevelPrivacy(max_grad_norm=0.3, **BY[way]))
         weights.append(get_arrays(model))
-    for name, array in weights[0].items():
-        np.testing.assert_allclose(array, weights[1][name], rtol=1e-3, atol=1e-5)
+    for other in weights[1:]:
+        for name, array in weights[0].items():
+            np.testing.assert_allclose(array, other[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_model_that_mixes_examples_is_refused():
+@pytest.mark.parametrize("way", CLIPPING)
+def test_a_model_that_mixes_examples_is_refused(way):
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.BatchNorm1d(4))
     with pytest.raises(ConfigurationError, match="treats examples separately"):
-        privately(model, *examples(), LocalTraining(), ExampleLevelPrivacy())
+        privately(model, *examples(), LocalTraining(), ExampleLevelPrivacy(**BY[way]))
+
+
+def test_only_one_way_to_clip_can_be_chosen():
+    with pytest.raises(ConfigurationError, match="set one of them"):
+        ExampleLevelPrivacy(ghost=True, one_by_one=True)
 
 
 def test_a_client_without_examples_is_refused():
