@@ -20,6 +20,8 @@ from fedcore.errors import ConfigurationError
 
 PREFIX: Final = "guard-"
 DAY: Final = 24 * 60
+_MISSPELT: Final = 0.8
+"""Similarity from which a key is taken for a misspelt one of ours."""
 _HOURS: Final = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 
 
@@ -102,10 +104,6 @@ def limits_of(config: Mapping[str, object]) -> Limits:
             msg = f"the node configuration has no {key!r}: is it {near!r}? known: {sorted(known)}"
             raise ConfigurationError(msg)
     return Limits(**values)  # type: ignore[arg-type] # each of its field's type
-
-
-_MISSPELT: Final = 0.8
-"""Similarity from which a key is taken for a misspelt one of ours."""
 
 
 def key_of(name: str) -> str:
