@@ -3,7 +3,7 @@
 Flower's Context stays on the node, but in the memory of the SuperNode's process: a board
 that loses power loses it, and with it what the device has not sent. A node configuration
 that names a file as `feedback` keeps it there instead, replaced as a whole and on the disk
-before the upload leaves (`clients.durable`). The file carries a hash of itself. It holds
+before the upload leaves (`fedcore.durable`). The file carries a hash of itself. It holds
 updates in the clear: it belongs where the training data is.
 """
 
@@ -18,7 +18,7 @@ from typing import Final, Protocol
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 
-from clients.durable import replace_file
+from fedcore.durable import replace_file
 from fedcore.errors import ConfigurationError, LocalProtocolError, PeerProtocolError
 from fedcore.pipeline import typed
 from fedcore.vectors import RealVector

@@ -11,7 +11,7 @@ Answers of a run are ordered by (round, attempt, stage), and one is claimed only
 is later than every claim before it. That keeps the journal to one line a run. Runs are
 never forgotten: a journal that is full refuses new runs.
 
-The file is replaced as a whole (`clients.durable`), so a process that is killed leaves
+The file is replaced as a whole (`fedcore.durable`), so a process that is killed leaves
 the old or the new one. It carries a hash of itself: a damaged
 journal refuses everything until somebody has looked at it. A lock beside it keeps two
 processes of one device from claiming the same answer.
@@ -31,8 +31,8 @@ from typing import Final, TypeAlias
 
 from flwr.app import Context
 
-from clients.durable import beside, open_private, replace_file
 from clients.participation import Spacing
+from fedcore.durable import beside, open_private, replace_file
 from fedcore.errors import ConfigurationError, PeerProtocolError
 
 MOST_RUNS: Final = 4096

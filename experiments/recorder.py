@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import resource
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
@@ -19,15 +18,17 @@ from typing import IO, Any
 import numpy.typing as npt
 from tqdm import tqdm
 
+from experiments.sweep import NOT_BEGUN
 from experiments.wire import round_bytes, run_bytes
 from fedcore.job import Job, Preflight
 from fedcore.models import Structured
 from fedcore.pipeline import NoSecAgg
 from fedcore.pipeline.decline import add_reasons
+from fedcore.privacy import PrivacyLedger
 from fedcore.release import Measured
 from fedcore.telemetry import RoundReport, Traffic
 from fedcore.training import Evaluation
-from strategies.server_app import Progress
+from strategies.progress import Past, Progress, Resumed
 
 
 class Recorder:
@@ -57,8 +58,12 @@ class Recorder:
         self._example_epsilon: float | None = None
         self._stopped: str | None = None
         self._sampler_delta = 0.0
-        self._began = time.perf_counter()
-        self._trained = self._began
+        self._seconds = 0.0
+
+    @property
+    def began(self) -> bool:
+        """Whether the run began, so that there is something to summarise."""
+        return self._job is not None
 
     def started(self, job: Job, preflight: Preflight, initial: Evaluation) -> None:
         """Open the files and the progress bar."""
@@ -73,26 +78,38 @@ class Recorder:
             file=sys.stderr,
         )
 
+    def resumed(self, run: Resumed) -> None:
+        """Write the lines of the earlier rounds again, and their ledger."""
+        self.arrays, self.unpruned = run.arrays, run.unpruned
+        for past in run.past:
+            self._tell(past)
+        self._keep(run.ledger, run.examples)
+
     def round_finished(self, progress: Progress) -> None:
         """Write the round's line and the ledger; advance the bar."""
-        report = progress.report
         self.arrays = progress.arrays
-        if self._before_pruning(report.round_number):
+        if self._before_pruning(progress.report.round_number):
             self.unpruned = progress.arrays
-        self._reports.append(report)
-        self._sampler_delta = progress.ledger.sampler_delta
-        self._evaluation = progress.evaluation or self._evaluation
-        self._trained = time.perf_counter()
+        self._tell(progress.past)
+        self._keep(progress.ledger, progress.examples)
+
+    def _tell(self, past: Past) -> None:
+        self._reports.append(past.report)
+        self._evaluation = past.evaluation or self._evaluation
+        self._example_epsilon = past.epsilon_example
+        self._seconds = past.seconds
         if self._lines is not None:
-            self._lines.write(json.dumps(self._line(progress), allow_nan=False) + "\n")
+            self._lines.write(json.dumps(self._line(past), allow_nan=False) + "\n")
             self._lines.flush()
-        _replace(self._folder / "ledger.json", progress.ledger.to_json())
-        if progress.examples is not None:  # another unit: the two do not add up
-            self._example_epsilon = progress.examples.epsilon
-            _replace(self._folder / "ledger_example.json", progress.examples.to_json())
         if self._bar is not None:
-            self._bar.set_postfix_str(self._postfix(report))
+            self._bar.set_postfix_str(self._postfix(past.report))
             self._bar.update()
+
+    def _keep(self, ledger: PrivacyLedger, examples: PrivacyLedger | None) -> None:
+        self._sampler_delta = ledger.sampler_delta
+        _replace(self._folder / "ledger.json", ledger.to_json())
+        if examples is not None:  # another unit: the two do not add up
+            _replace(self._folder / "ledger_example.json", examples.to_json())
 
     def stopped(self, reason: str) -> None:
         """Remember why the run ended early."""
@@ -113,8 +130,8 @@ class Recorder:
         _replace(self._folder / "summary.json", text + "\n")
         return summary
 
-    def _line(self, progress: Progress) -> dict[str, object]:
-        report, evaluation = progress.report, progress.evaluation
+    def _line(self, past: Past) -> dict[str, object]:
+        report, evaluation = past.report, past.evaluation
         return {
             "round": report.round_number,
             "accuracy": None if evaluation is None else evaluation.accuracy,
@@ -133,9 +150,9 @@ class Recorder:
             **round_bytes(report.traffic),
             "epsilon": finite(report.epsilon),
             "epsilon_example": None
-            if progress.examples is None
-            else finite(progress.examples.epsilon),
-            "seconds": round(self._trained - self._began, 3),
+            if past.epsilon_example is None
+            else finite(past.epsilon_example),
+            "seconds": round(past.seconds, 3),
         }
 
     def _postfix(self, report: RoundReport) -> str:
@@ -146,9 +163,9 @@ class Recorder:
     def _summary(self, release: Mapping[str, object] | None) -> dict[str, object]:
         job, preflight = self._job, self._preflight
         if job is None or preflight is None or self._initial is None:
-            return {"completed_rounds": 0, "stopped": "before the first round"}
+            return {"completed_rounds": 0, "stopped": NOT_BEGUN}
         evaluation = self._evaluation or self._initial
-        seconds = self._trained - self._began
+        seconds = self._seconds
         traffic = sum((report.traffic for report in self._reports), Traffic())
         spent = self._reports[-1].epsilon if self._reports else 0.0
         declined: dict[str, int] = {}

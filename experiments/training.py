@@ -1,13 +1,15 @@
 """One training run from its configuration to its report.
 
 Nothing is written before everything that can be checked was checked. From then on the
-run's folder is readable at any moment: rounds and ledger are written as they finish.
+run's folder is readable at any moment: rounds and ledger are written as they finish. Until
+the run is finished its folder also has all that is needed to go on after the last round.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,6 +18,7 @@ from pathlib import Path
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from clients.client_app import build_client_app, replayed_entropy
 from clients.policy import DevicePolicy
@@ -25,23 +28,38 @@ from experiments.costs import costs_in_words, warnings_in_words
 from experiments.recorder import Recorder, ReleaseSummary
 from experiments.report import write_report
 from experiments.schema import Experiment, InProcess, NoRelease, Ray
-from experiments.sweep import FAILED, INTERRUPTED, swept_before
+from experiments.sweep import (
+    CHECKPOINTS,
+    FAILED,
+    INTERRUPTED,
+    can_go_on,
+    finished,
+    swept_before,
+)
 from fedcore.crypto import SystemEntropy
 from fedcore.engine import DropScript, run_in_process, run_on_ray
 from fedcore.errors import ConfigurationError
-from fedcore.job import Job, Preflight, RemoteHelper, check
+from fedcore.job import Job, Preflight, RemoteHelper, check, of_examples
 from fedcore.manifest import Provenance
 from fedcore.pipeline import NoSecAgg, SeedHelper
 from fedcore.release import load_or_create_key, release_model
 from fedcore.training import one_thread
+from strategies.checkpoints import CheckpointFolder
 from strategies.helper_client import InProcessHelper
 from strategies.server_app import build_server_app, coordinator_entropy, helper_entropy
 
 CALIBRATION_EXAMPLES = 256
 
 
-def run_experiment(experiment: Experiment, cfg: DictConfig) -> dict[str, object]:
+def run_experiment(
+    experiment: Experiment, cfg: DictConfig, *, resume: bool = False
+) -> dict[str, object]:
     """Check, train, release, report; return the summary.
+
+    Args:
+        experiment: What to run, and where.
+        cfg: What it was made from.
+        resume: Go on in a folder that an earlier process wrote; a sweep does so by itself.
 
     Raises:
         ConfigurationError: Something cannot work; nothing was written.
@@ -53,17 +71,22 @@ def run_experiment(experiment: Experiment, cfg: DictConfig) -> dict[str, object]
     if (earlier := swept_before(Path(experiment.output), cfg)) is not None:
         print(f"{experiment.output} was finished by an earlier sweep")
         return earlier
-    folder = new_folder(experiment.output)
+    resume = resume or can_go_on(Path(experiment.output), cfg)
+    folder = Path(experiment.output) if resume else new_folder(experiment.output)
     preflight = check(job)
     job = preflight.job  # its noise is stated now: devices and records get the same
-    folder.mkdir(parents=True, exist_ok=True)
-    write_configuration(folder, cfg)
+    if not resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_configuration(folder, cfg)
     recorder = Recorder(folder, quiet=not sys.stderr.isatty())
     _announce(job, preflight, folder)
     release: ReleaseSummary | None = None
+    done = False
     try:
-        _run(experiment, job, preflight, recorder)
+        _run(experiment, job, preflight, recorder, folder / CHECKPOINTS)
+        shutil.rmtree(folder / "model", ignore_errors=True)  # a release that was interrupted
         release = _release(experiment, job, preflight, recorder, folder)
+        done = True
     except KeyboardInterrupt:
         recorder.stopped(INTERRUPTED)
         raise
@@ -71,10 +94,38 @@ def run_experiment(experiment: Experiment, cfg: DictConfig) -> dict[str, object]
         recorder.stopped(FAILED)
         raise
     finally:
-        summary = recorder.close(None if release is None else release.to_dict())
-        report = write_report(folder)
-        print(_closing(summary, report))
+        if recorder.began or not resume:  # what cannot go on is left as it was
+            summary = recorder.close(None if release is None else release.to_dict())
+            report = write_report(folder)
+            if done:
+                shutil.rmtree(folder / CHECKPOINTS)
+            print(_closing(summary, report))
     return summary
+
+
+def stopped_run(folder: Path) -> DictConfig:
+    """Return the configuration of a run that was stopped, to go on in its folder.
+
+    Raises:
+        ConfigurationError: There is no run, or it was finished.
+    """
+    path = folder / ".hydra" / "config.yaml"
+    if not path.is_file():
+        msg = f"{folder} has no .hydra/config.yaml: name the folder of a run that was stopped"
+        raise ConfigurationError(msg)
+    if finished(folder) is not None:
+        msg = f"{folder} was finished: start another run, in another folder"
+        raise ConfigurationError(msg)
+    try:
+        cfg = OmegaConf.load(path)
+    except (OSError, YAMLError) as error:
+        msg = f"{path} cannot be read: {error!s:.200}"
+        raise ConfigurationError(msg) from error
+    if not isinstance(cfg, DictConfig):
+        msg = f"{path} must be the configuration of a run, found a list"
+        raise ConfigurationError(msg)
+    cfg.output = str(folder)  # wherever it was moved
+    return cfg
 
 
 def new_folder(output: str) -> Path:
@@ -103,8 +154,20 @@ def write_configuration(folder: Path, cfg: DictConfig) -> None:
         (folder / ".hydra" / "hydra.yaml").write_text(OmegaConf.to_yaml(hydra), encoding="utf-8")
 
 
-def _run(experiment: Experiment, job: Job, preflight: Preflight, recorder: Recorder) -> None:
-    server = build_server_app(recorder, preflight, entropy=coordinator_entropy(job.seed))
+def _run(
+    experiment: Experiment, job: Job, preflight: Preflight, recorder: Recorder, checkpoints: Path
+) -> None:
+    # Everybody draws from the seed here, but for a helper in another process, which answers
+    # each round once, and for noise that is to come from the operating system.
+    drawn = of_examples(job.privacy)
+    secret = drawn is not None and drawn.secure_mode
+    repeatable = not isinstance(job.helper, RemoteHelper) and not secret
+    server = build_server_app(
+        recorder,
+        preflight,
+        entropy=coordinator_entropy(job.seed),
+        checkpoints=CheckpointFolder(checkpoints, repeatable=repeatable),
+    )
     client = simulated_devices(job, signed=experiment.signed)
     run_config = {"job": job.to_json()}
     match experiment.engine:

@@ -19,6 +19,7 @@ from fedcore.codec import Broadcast, Delta
 from fedcore.codec.broadcast import NO_VERSION
 from fedcore.pipeline.download import DOWNLOAD, MODEL, UPDATE, UPDATE_TYPE, Download
 from fedcore.vectors import Layout
+from strategies.grid_state import DownlinkState
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -35,6 +36,22 @@ class Downlink:
         self._layout: Layout | None = None
         self._broadcast: Broadcast | None = None
         self._versions: dict[int, bytes] = {}
+
+    @classmethod
+    def restored(cls, config: Delta, state: DownlinkState | None) -> Downlink:
+        """Return what goes on from `state`; None for the start."""
+        downlink = cls(config)
+        if state is not None:
+            downlink._layout, downlink._broadcast = state.layout, state.broadcast
+            downlink._versions = dict(state.versions)
+        return downlink
+
+    @property
+    def state(self) -> DownlinkState | None:
+        """What `restored` goes on from; None before the first model."""
+        if self._broadcast is None or self._layout is None:
+            return None
+        return DownlinkState(self._layout, self._broadcast, dict(self._versions))
 
     def publish(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Return the model that devices train from: as near to `arrays` as one delta brings them.

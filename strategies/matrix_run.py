@@ -14,7 +14,6 @@ go on, since its noise would have to be drawn anew; start another run, with anot
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Final
 from pydantic import TypeAdapter, ValidationError
 
 from fedcore.crypto import Entropy
+from fedcore.durable import replace_file
 from fedcore.errors import BudgetExhaustedError, ConfigurationError
 from fedcore.pipeline import BoundRound, NoiseTape
 from fedcore.privacy import MatrixGaussian, PrivacyLedger
@@ -171,6 +171,14 @@ class MatrixRun:
                 )
                 raise ConfigurationError(msg)
 
+    def waste(self, round_number: int) -> None:
+        """Use up the rows until a round in which the coordinator was stopped, durably.
+
+        Whether the last of them was drawn is known to nobody any more.
+        """
+        if round_number > self.tape.last:
+            self.tape.skip_to(round_number)
+
     def save(self) -> None:
         """Replace the file; do nothing without one.
 
@@ -180,7 +188,7 @@ class MatrixRun:
         if self.path is None:
             return
         try:
-            _replace(self.path, self.to_bytes())
+            replace_file(self.path, self.to_bytes())
         except OSError as error:
             msg = (
                 f"the noise of this run cannot be kept in {self.path} ({error.strerror}), so "
@@ -227,20 +235,3 @@ class _State:
     last: int
     dim: int | None
     taken: Mapping[str, tuple[int, int]]
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a new file beside the old one, and take its name once it is on disk."""
-    new = path.with_name(path.name + ".new")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(new, flags, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -25,15 +25,24 @@ class PlainGrid(WrappedGrid):
         grid: Does the work.
         labels: Every node's label, by node id.
         on_round: Called after every training exchange.
+        on_begin: Called with the round's number before one.
+        after_round: The last round that is over.
     """
 
     def __init__(
-        self, grid: Grid, labels: Mapping[int, str], on_round: Callable[[RoundReport], None]
+        self,
+        grid: Grid,
+        labels: Mapping[int, str],
+        on_round: Callable[[RoundReport], None],
+        *,
+        on_begin: Callable[[int], None] = lambda _: None,
+        after_round: int = 0,
     ) -> None:
         super().__init__(grid)
         self._labels = labels
         self._on_round = on_round
-        self._round = 0
+        self._on_begin = on_begin
+        self._round = after_round
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -44,6 +53,9 @@ class PlainGrid(WrappedGrid):
             message.metadata.dst_node_id: self._labels.get(message.metadata.dst_node_id, "")
             for message in batch
         }
+        training = any(message.metadata.message_type.startswith("train") for message in batch)
+        if training:
+            self._on_begin(self._round + 1)
         replies = sorted(
             self._grid.send_and_receive(batch, timeout=timeout),
             key=lambda reply: (
@@ -51,7 +63,7 @@ class PlainGrid(WrappedGrid):
                 order.get(reply.metadata.src_node_id, ""),
             ),
         )
-        if any(message.metadata.message_type.startswith("train") for message in batch):
+        if training:
             self._round += 1
             self._report(batch, replies)
         return replies

@@ -40,6 +40,20 @@ class PrunedStrategy(Strategy):
         self._shrunk = False
         self._inner = fresh()
 
+    @property
+    def shrunk(self) -> bool:
+        """Whether the strategy inside is that of the smaller model."""
+        return self._shrunk
+
+    @property
+    def inner(self) -> Strategy:
+        """The strategy inside."""
+        return self._inner
+
+    def take_over(self) -> None:
+        """Let a fresh strategy go on, with the smaller model."""
+        self._shrunk, self._inner = True, self._fresh()
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -47,7 +61,7 @@ class PrunedStrategy(Strategy):
         if server_round > self._after_round:
             arrays = self._shrink(arrays)
             if not self._shrunk:
-                self._shrunk, self._inner = True, self._fresh()
+                self.take_over()
         return self._inner.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(

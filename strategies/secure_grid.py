@@ -51,6 +51,7 @@ from fedcore.vectors import Layout, RealVector
 from strategies.counted import Counted
 from strategies.downlink import Downlink, ModelDownload
 from strategies.exchange import RETRY_AT_ONCE
+from strategies.grid_state import GridState
 from strategies.helper_client import Helper
 from strategies.linear import calling_strategy, refuse_nonlinear
 from strategies.matrix_run import MatrixRun
@@ -97,6 +98,10 @@ class SecureGrid(WrappedGrid):
         noise: What the coordinator adds to a sum if the plan wants that; by default drawn
             from the operating system's entropy. A run with correlated noise that must
             outlive this process passes a `MatrixRun` with a file.
+        state: Where an earlier grid of the same run stopped.
+        note: Told a round's number and the ledger, before the round's first message and
+            again before a sum can be known, then with the sum's entry: what it writes must be
+            durable.
 
     Attributes:
         plan: As given.
@@ -124,6 +129,8 @@ class SecureGrid(WrappedGrid):
         retry_after: Sequence[float] = RETRY_AT_ONCE,
         clip_norm: float | None = None,
         noise: CoordinatorNoise | None = None,
+        state: GridState | None = None,
+        note: Callable[[int, PrivacyLedger], None] = lambda _, __: None,
     ) -> None:
         super().__init__(grid)
         self.plan = plan or RunPlan()
@@ -154,6 +161,39 @@ class SecureGrid(WrappedGrid):
         downlink = self.plan.downlink
         self._downlink = Downlink(downlink) if isinstance(downlink, Delta) else None
         self._last: RealVector | None = None
+        self._run_id: str | None = None
+        self._note = note
+        if state is not None:
+            self._go_on(state)
+
+    @property
+    def noise(self) -> CoordinatorNoise:
+        """What the coordinator adds to a sum, if the plan wants that."""
+        return self._noise
+
+    @property
+    def state(self) -> GridState:
+        """What another grid needs to go on after this round, beside ledger and noise."""
+        return GridState(
+            run_id=self._run_id,
+            round_number=self._round,
+            clip_norm=self.clip_norm,
+            last=self._last,
+            since=self._counted.since,
+            counted=dict(self._counted.rounds),
+            certificates={} if self._registry is None else dict(self._registry.certificates),
+            downlink=None if self._downlink is None else self._downlink.state,
+        )
+
+    def _go_on(self, state: GridState) -> None:
+        self._run_id, self._last = state.run_id, state.last
+        self._round = max(self._round, state.round_number)
+        self.clip_norm = state.clip_norm
+        self._counted = Counted(state.since, dict(state.counted))
+        if self._registry is not None:
+            self._registry.certificates.update(state.certificates)
+        if isinstance(self.plan.downlink, Delta):
+            self._downlink = Downlink.restored(self.plan.downlink, state.downlink)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Pass messages on, except for training.
@@ -211,6 +251,8 @@ class SecureGrid(WrappedGrid):
         if isinstance(plan.secagg, Bonawitz):
             plan.secagg.check_margin(len(asked))
         self._round += 1
+        # A run that goes on keeps its name: devices know by it what they answered before.
+        self._run_id = self._run_id or str(batch[0].metadata.run_id)
         download = None
         if self._downlink is not None:
             arrays = self._downlink.publish(arrays)
@@ -218,7 +260,7 @@ class SecureGrid(WrappedGrid):
         layout = Layout.of(arrays)
         first = RoundPlan(
             run=plan,
-            run_id=str(batch[0].metadata.run_id),
+            run_id=self._run_id,
             round_number=self._round,
             attempt=1,
             clients=len(asked),
@@ -236,6 +278,7 @@ class SecureGrid(WrappedGrid):
             # amplification is not counted on: it is lost with the first client.
             bound = bind_round(replace(first, attempt=number))
             self.ledger.record(self._release(bound, len(asked)))
+            self._note(self._round, self.ledger)
             attempt = self._try(bound, asked, content, batch[0].metadata.message_type, download)
             traffic += attempt.traffic
             if attempt.mean is not None:
@@ -273,6 +316,14 @@ class SecureGrid(WrappedGrid):
             return _Attempt(bound, None, seats.traffic, lost, str(error), seats.declined)
         if isinstance(self._noise, MatrixRun):
             self._noise.invite((client.label for client in seats.clients), self._round)
+        charged = self.ledger
+
+        def revealing(survivors: int) -> None:
+            nonlocal charged
+            drawn = self._drawn and self._drawn([client.node_id for client in seats.clients])
+            charged = self.ledger.record(self._release(bound, survivors, drawn))
+            self._note(self._round, charged)
+
         current = SecureRound(
             self._grid,
             self._clock,
@@ -288,6 +339,7 @@ class SecureGrid(WrappedGrid):
             noise=self._noise,
             download=download,
             counted=self._counted,
+            revealing=revealing,
         )
         mean, aborted = None, ""
         try:
@@ -298,8 +350,7 @@ class SecureGrid(WrappedGrid):
             counted = (seats.clients[index].node_id for index in current.survivors)
             self._counted.add(counted, bound.plan.round_number)
         if current.survivors:
-            drawn = self._drawn and self._drawn([client.node_id for client in seats.clients])
-            self.ledger = self.ledger.record(self._release(bound, len(current.survivors), drawn))
+            self.ledger = charged
         if self._registry is not None:
             self._registry.forget(
                 client.node_id

@@ -106,6 +106,7 @@ class SecureRound:
         counted: What each node is told of its earlier uploads, with error feedback.
         unix_time: For the expiry of certificates.
         retry_after: Seconds before a client is asked again, see `strategies.exchange`.
+        revealing: Told how many clients a sum is over, just before it can be known.
         traffic: Bytes so far.
         lost: How many clients each stage lost.
         declined: How many of those said why, by reason.
@@ -128,6 +129,7 @@ class SecureRound:
     retry_after: Sequence[float] = RETRY_AT_ONCE
     download: ModelDownload | None = None
     counted: Counted = field(default_factory=Counted)
+    revealing: Callable[[int], None] = lambda _: None
     traffic: Traffic = field(default_factory=Traffic)
     lost: dict[str, int] = field(default_factory=dict)
     declined: dict[str, int] = field(default_factory=dict)
@@ -170,6 +172,7 @@ class SecureRound:
         adding = self._stage("upload", deliveries, MaskedInput, adding, AwaitingInputs.on_input)
         unmasking, requests = self._endorse(adding) if plan.authenticated else adding.close()
         agreed_names(self._names_of(unmasking.survivors))
+        self.revealing(len(unmasking.survivors))
         unmasking = self._stage("reveal", requests, Reveal, unmasking, AwaitingReveals.on_reveal)
         outcome = unmasking.close(ParallelMasks(), ParallelAgreement())
         return outcome.total, outcome.survivors
@@ -206,6 +209,7 @@ class SecureRound:
         self._count_lost("upload", len(requests) - len(adding.survivors))
         unmasking, request = adding.close()
         agreed_names(self._names_of(request.survivors))
+        self.revealing(len(request.survivors))
         try:
             outcome = unmasking.on_mask_sum(self.helper.close(plan, request))
         except PeerProtocolError as error:
@@ -251,11 +255,12 @@ class SecureRound:
         )
 
     def _check_survivors(self, survivors: Collection[int]) -> None:
-        """Abort a round in the clear that too few clients answered."""
+        """Abort a round in the clear that too few clients answered, before it is decoded."""
         self._count_lost("upload", len(self.clients) - len(survivors))
         needed = self.bound.minimum_survivors
         if len(survivors) < needed:
             raise RoundAbortedError(stage="uploading", needed=needed, found=len(survivors))
+        self.revealing(len(survivors))
 
     def _names_of(self, clients: Iterable[int]) -> list[tuple[str, ...]]:
         return [self._metric_names[client] for client in sorted(clients)]

@@ -9,18 +9,25 @@ given, and starts an unmodified Flower strategy on it:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 
 from fedcore.crypto import Entropy, ReplayedEntropy, SystemEntropy
-from fedcore.engine import DroppingGrid, DropScript, SystemClock, to_arrays, to_record
-from fedcore.errors import BudgetExhaustedError, ConfigurationError, FedcoreError
+from fedcore.engine import (
+    DroppingGrid,
+    DropScript,
+    InProcessGrid,
+    SystemClock,
+    to_arrays,
+    to_record,
+)
+from fedcore.errors import BudgetExhaustedError, ConfigurationError
 from fedcore.job import Job, Poisson, Preflight, RemoteHelper, check, of_examples
 from fedcore.job.levels import NOISE_KEY
 from fedcore.models import Structured, Widths, build, fitting_widths, prune, pruned_widths
@@ -39,58 +46,27 @@ from fedcore.privacy import MatrixGaussian, PrivacyLedger
 from fedcore.telemetry import RoundReport
 from fedcore.training import Evaluation, ExampleLevelPrivacy, evaluate, get_arrays, set_arrays
 from fedcore.vectors import Layout
+from strategies.checkpoint import Checkpoint
+from strategies.checkpoints import (
+    LOST,
+    CheckpointFolder,
+    Checkpoints,
+    after_lost_rounds,
+    job_digest,
+)
 from strategies.cohort import CohortGrid, discover
 from strategies.exchange import RETRY_AT_ONCE, RETRY_WITH_PATIENCE
 from strategies.factory import build_strategy
 from strategies.helper_client import Helper, HelperAddress, HelperClient, InProcessHelper
 from strategies.matrix_run import MatrixRun
 from strategies.plain_grid import PlainGrid
+from strategies.progress import Arrays, Observer, Past, Progress, Resumed, StalledError
 from strategies.pruning import PrunedStrategy
 from strategies.sampling import Cohorts
 from strategies.secure_grid import NO_DELTA, SecureGrid
+from strategies.strategy_state import Continued, gathered_by, give_back
 
 MOST_ABORTED_IN_A_ROW = 3
-Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """The state of a run after a round.
-
-    Attributes:
-        report: How the round's aggregation went.
-        evaluation: Of the new global model on the test examples; None if not tested.
-        arrays: The new global model.
-        ledger: Everything released so far.
-        examples: What local training cost an example, where `ledger` counts devices; the two
-            do not add up. None where only one unit is protected.
-    """
-
-    report: RoundReport
-    evaluation: Evaluation | None
-    arrays: Arrays = field(repr=False)
-    ledger: PrivacyLedger = field(repr=False)
-    examples: PrivacyLedger | None = field(default=None, repr=False)
-
-
-class StalledError(FedcoreError):
-    """Round after round is aborted; going on would change nothing."""
-
-
-class Observer(Protocol):
-    """Whoever wants to know how a run goes: a progress bar, a recorder, a test."""
-
-    def started(self, job: Job, preflight: Preflight, initial: Evaluation) -> None:
-        """Take note of the start; `initial` is the untrained model's."""
-        ...
-
-    def round_finished(self, progress: Progress) -> None:
-        """Take note of a round, aborted ones included."""
-        ...
-
-    def stopped(self, reason: str) -> None:
-        """Take note that the run ended before its last round, and why."""
-        ...
 
 
 def build_server_app(
@@ -100,6 +76,7 @@ def build_server_app(
     entropy: Entropy | None = None,
     retry_after: Sequence[float] = RETRY_AT_ONCE,
     noise_file: Path | None = None,
+    checkpoints: CheckpointFolder | None = None,
 ) -> ServerApp:
     """Return the ServerApp.
 
@@ -110,7 +87,11 @@ def build_server_app(
             operating system's if None. For simulations that must be repeatable.
         retry_after: As in `SecureGrid`.
         noise_file: Where the secret of correlated noise is kept; by default the file that the
-            run configuration names as `noise-file`, and if it names none, only in memory.
+            run configuration names as `noise-file`; if it names none, with the checkpoints, and
+            without them only in memory.
+        checkpoints: Where the run is kept after every round, and goes on from if it was kept
+            there before; by default the folder that the run configuration names as
+            `checkpoint`, and if it names none, nowhere.
     """
     app = ServerApp()
 
@@ -125,19 +106,23 @@ def build_server_app(
         if checked is None:
             checked = check(job)
             job = checked.job  # its noise is stated now
-        named = context.run_config.get("noise-file")
-        file = noise_file or (Path(named) if isinstance(named, str) and named else None)
-        source = entropy or SystemEntropy()
-        run = _Run(
-            grid,
-            job,
-            checked,
-            observer,
-            retry_after=retry_after,
-            entropy=source,
-            noise_file=file,
-        )
-        run.start()
+        folder = checkpoints
+        if folder is None and (named := _path(context, "checkpoint")) is not None:
+            folder = CheckpointFolder(named)
+        with ExitStack() as stack:
+            kept = None
+            if folder is not None:
+                kept = stack.enter_context(closing(Checkpoints(folder, job_digest(job))))
+            _Run(
+                grid,
+                job,
+                checked,
+                observer,
+                retry_after=retry_after,
+                entropy=entropy or SystemEntropy(),
+                noise_file=noise_file or _path(context, "noise-file"),
+                checkpoints=kept,
+            ).start()
 
     return app
 
@@ -155,6 +140,7 @@ class _Run:
         retry_after: Sequence[float],
         entropy: Entropy,
         noise_file: Path | None,
+        checkpoints: Checkpoints | None,
     ) -> None:
         self._job = job
         self._retry_after = retry_after
@@ -174,39 +160,101 @@ class _Run:
             else PrivacyLedger(delta=local.delta, epsilon_budget=local.epsilon_budget)
         )
         self._aborted_in_a_row = 0
+        self._checkpoints = checkpoints
+        self._past: list[Past] = []
+        self._arrays: Arrays = get_arrays(self._model)
+        self._unpruned: Arrays | None = None
+        self._began = self._clock.now()
+        self._nodes = grid if isinstance(grid, InProcessGrid) else None
+        self._strategy = self._fresh_strategy()
+        self._kept_ledger = PrivacyLedger(delta=NO_DELTA)
+        found = None if checkpoints is None else self._found(checkpoints)
         self._labels = discover(
             grid, nodes=job.clients, seconds=job.stage_seconds, clock=self._clock
         )
-        self._rounds, self._secure = self._wrap(grid)
+        self._rounds, self._secure = self._wrap(grid, found)
+        self._initial = self._evaluate() if observer is not None else None
+        if found is not None:
+            self._go_on(found)
 
     def start(self) -> None:
         """Run the strategy until its last round, or until the budget is spent."""
-        job = self._job
-        if self._observer is not None:
-            self._observer.started(job, self._preflight, self._evaluate())
-        cohort = 0 if isinstance(job.sampling, Poisson) else job.clients_per_round
-        fresh = partial(build_strategy, job.strategy, cohort=cohort)
-        strategy = (
-            PrunedStrategy(fresh, self._shrunk, job.pruning.after_round)
-            if isinstance(job.pruning, Structured)
-            else fresh()
-        )
+        job, over = self._job, len(self._past)
+        if self._observer is not None and self._initial is not None:
+            self._observer.started(job, self._preflight, self._initial)
+            if over:
+                ledger, examples = self._ledgers()
+                past = tuple(self._past)
+                self._observer.resumed(
+                    Resumed(past, self._arrays, self._unpruned, ledger, examples)
+                )
+        self._save()
+        if over >= job.rounds:
+            return
         try:
-            strategy.start(
+            Continued(self._strategy, over).start(
                 grid=self._rounds,
-                initial_arrays=to_record(get_arrays(self._model)),
-                num_rounds=job.rounds,
+                initial_arrays=to_record(self._arrays),
+                num_rounds=job.rounds - over,
                 timeout=job.stage_seconds,
                 train_config=self._train_config(),
-                evaluate_fn=self._after_round,
+                evaluate_fn=lambda number, record: self._after_round(over + number, record),
             )
         except (BudgetExhaustedError, StalledError) as error:
             # The last model was handed to the observer; nothing of this round was released.
             if self._observer is not None:
                 self._observer.stopped(str(error))
 
-    def _wrap(self, grid: Grid) -> tuple[Grid, SecureGrid | None]:
-        job, plan, noise = self._job, self._job.plan, self._noise()
+    def _fresh_strategy(self) -> Strategy:
+        job = self._job
+        cohort = 0 if isinstance(job.sampling, Poisson) else job.clients_per_round
+        fresh = partial(build_strategy, job.strategy, cohort=cohort)
+        if isinstance(job.pruning, Structured):
+            return PrunedStrategy(fresh, self._shrunk, job.pruning.after_round)
+        return fresh()
+
+    def _found(self, checkpoints: Checkpoints) -> Checkpoint | None:
+        """Return where the run goes on, with the nodes of a simulation as they were then."""
+        found, job = checkpoints.latest(), self._job
+        if found is None:
+            return None
+        self._kept_ledger = found.ledger  # of rounds that are over
+        repeatable = checkpoints.folder.repeatable
+        if repeatable and self._nodes is None and job.error_feedback and found.round_number:
+            msg = (
+                "error_feedback=true keeps on each device what it has not sent, and this engine "
+                "forgets that with its process: start anew, or use engine=in_process, which keeps "
+                "it in the checkpoint"
+            )
+            raise ConfigurationError(msg)
+        if not repeatable:
+            found = after_lost_rounds(
+                found,
+                checkpoints.begun,
+                self._preflight.example_release,
+                private=job.plan is not None and job.plan.private,
+            )
+        if self._nodes is not None:
+            self._nodes.restore_nodes(found.nodes)
+        return found
+
+    def _go_on(self, found: Checkpoint) -> None:
+        """Take over what an earlier process had when it stopped."""
+        self._past = list(found.past)
+        self._arrays, self._unpruned = found.model, found.unpruned
+        self._examples = found.examples
+        self._began -= self._past[-1].seconds if self._past else 0.0
+        give_back(self._strategy, found.strategy)
+        self._load(found.model)
+        for past in reversed(self._past):
+            if past.report.survivors or LOST in past.report.aborted:
+                break
+            self._aborted_in_a_row += 1
+        self._aborted_in_a_row %= MOST_ABORTED_IN_A_ROW  # who starts again wants another try
+
+    def _wrap(self, grid: Grid, found: Checkpoint | None) -> tuple[Grid, SecureGrid | None]:
+        job, plan, noise = self._job, self._job.plan, self._noise(found)
+        over = 0 if found is None else found.round_number
         if isinstance(job.faults, DropScript):
             grid = DroppingGrid(grid, job.faults, describe_by(self._labels))
         cohorts = Cohorts(
@@ -216,10 +264,18 @@ class _Run:
             devices=job.clients,
             seed=job.seed,
             entropy=self._entropy,
+            first_round=over + 1,
             spacing=noise if isinstance(noise, MatrixRun) else None,
         )
         if plan is None:
-            plain = PlainGrid(grid, self._labels, self._keep)
+            nothing = PrivacyLedger(delta=NO_DELTA)
+            plain = PlainGrid(
+                grid,
+                self._labels,
+                self._keep,
+                on_begin=lambda number: self._note(number, nothing),
+                after_round=over,
+            )
             return CohortGrid(plain, cohorts, on_skip=plain.skip_round), None
         helper = None
         if isinstance(plan.secagg, SeedHelper):
@@ -234,23 +290,69 @@ class _Run:
             drawn=cohorts.executed,
             retry_after=self._retry_after,
             noise=noise,
+            ledger=None if found is None else found.ledger,
+            state=None if found is None else found.grid,
+            note=self._note,
         )
         refusal = partial(refused_size, plan, self._preflight.layouts)
         return CohortGrid(secure, cohorts, refusal=refusal, on_skip=secure.skip_round), secure
 
-    def _noise(self) -> CoordinatorNoise:
+    def _noise(self, found: Checkpoint | None) -> CoordinatorNoise:
         """Return what the coordinator adds to sums, if the job wants that."""
-        if isinstance(self._job.privacy, MatrixGaussian):
-            return MatrixRun.start(self._job.privacy, self._entropy, self._noise_file)
-        return FreshNoise(self._entropy)
+        privacy = self._job.privacy
+        if not isinstance(privacy, MatrixGaussian):
+            return FreshNoise(self._entropy)
+        if found is not None and found.noise is not None:
+            return MatrixRun.from_bytes(found.noise)
+        folder = None if self._checkpoints is None else self._checkpoints.folder
+        path = self._noise_file
+        if path is None and folder is not None and not folder.repeatable:
+            path = folder.path / "noise"
+        if found is None or path is None:
+            begun = MatrixRun.resume(path) if path is not None and path.exists() else None
+            # Stopped before the first checkpoint, and so before the first round.
+            if begun is not None and folder is not None and not (begun.tape.last or begun.taken):
+                return begun
+            return MatrixRun.start(privacy, self._entropy, path)
+        run = MatrixRun.resume(path)
+        run.check(privacy, self._kept_ledger)
+        run.waste(found.round_number)
+        return run
+
+    def _note(self, round_number: int, ledger: PrivacyLedger) -> None:
+        if self._checkpoints is not None:
+            self._checkpoints.note(round_number, ledger)
+
+    def _save(self) -> None:
+        """Keep everything; from here on the round that was held last is over for good."""
+        if self._checkpoints is None:
+            return
+        secure = self._secure
+        noise = None if secure is None else secure.noise
+        ledger = PrivacyLedger(delta=NO_DELTA) if secure is None else secure.ledger
+        self._checkpoints.save(
+            Checkpoint(
+                job=self._checkpoints.job,
+                round_number=len(self._past),
+                past=tuple(self._past),
+                ledger=ledger,
+                examples=self._examples,
+                model=self._arrays,
+                unpruned=self._unpruned,
+                strategy=gathered_by(self._strategy),
+                grid=None if secure is None else secure.state,
+                noise=noise.to_bytes() if isinstance(noise, MatrixRun) and not noise.path else None,
+                nodes={} if self._nodes is None else self._nodes.node_states(),
+            )
+        )
 
     def _keep(self, report: RoundReport) -> None:
         self._report = report
 
     def _after_round(self, round_number: int, record: ArrayRecord) -> MetricRecord | None:
         """Test the new model and tell the observer; Flower calls it after each round."""
-        if round_number == 0 or self._report is None:
-            self._check_next_round(1)
+        if self._report is None:
+            self._check_next_round(round_number + 1)
             return None
         arrays = to_arrays(record)
         self._load(arrays)
@@ -259,8 +361,16 @@ class _Run:
         evaluation = self._evaluate() if tested else None
         ledger, examples = self._account(round_number)
         report = replace(self._report, epsilon=ledger.epsilon) if ledger.releases else self._report
+        seconds = self._clock.now() - self._began
+        progress = Progress(report, evaluation, arrays, ledger, examples, seconds)
+        pruning = self._job.pruning
+        if isinstance(pruning, Structured) and round_number <= pruning.after_round:
+            self._unpruned = arrays
+        self._arrays = arrays
+        self._past.append(progress.past)
         if self._observer is not None:
-            self._observer.round_finished(Progress(report, evaluation, arrays, ledger, examples))
+            self._observer.round_finished(progress)
+        self._save()
         self._check_progress(report)
         if not last:
             self._check_next_round(round_number + 1)
@@ -286,8 +396,12 @@ class _Run:
         release = self._preflight.example_release
         if self._examples is not None and release is not None:
             self._examples = self._examples.record(replace(release, round_number=round_number))
-            if isinstance(self._job.privacy, ExampleLevelPrivacy):
-                return self._examples, None
+        return self._ledgers()
+
+    def _ledgers(self) -> tuple[PrivacyLedger, PrivacyLedger | None]:
+        """Return the ledger of this run, and the other one if both units are counted."""
+        if self._examples is not None and isinstance(self._job.privacy, ExampleLevelPrivacy):
+            return self._examples, None
         ledger = PrivacyLedger(delta=NO_DELTA) if self._secure is None else self._secure.ledger
         return ledger, self._examples
 
@@ -322,6 +436,12 @@ class _Run:
     def _evaluate(self) -> Evaluation:
         dataset = self._preflight.dataset
         return evaluate(self._model, dataset.x_test, dataset.y_test)
+
+
+def _path(context: Context, key: str) -> Path | None:
+    """Return the path that the run configuration names, if it names one."""
+    named = context.run_config.get(key)
+    return Path(named) if isinstance(named, str) and named else None
 
 
 def connect_helper(job: Job) -> tuple[Helper, str]:

@@ -32,7 +32,9 @@ TOP_LEVEL = {
 FLOWER_DOORS = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
 # Files that reach behind those doors, each with what it takes there.
 FLOWER_ADAPTERS: dict[str, set[str]] = {
-    "fedcore/engine/flower_private.py": {"flwr.common.constant", "flwr.supercore"},
+    "fedcore/engine/flower_private.py": {
+        *("flwr.common.constant", "flwr.common.serde", "flwr.proto", "flwr.supercore"),
+    },
     "fedcore/engine/run.py": {"flwr.simulation"},
     "experiments/bench_secagg.py": {"flwr.common.secure_aggregation"},  # what is compared
 }

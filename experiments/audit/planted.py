@@ -28,14 +28,16 @@ from tqdm import tqdm
 
 from experiments.training import simulated_devices
 from fedcore.engine import run_in_process, to_arrays, to_record
+from fedcore.errors import ConfigurationError
 from fedcore.job import FedAvgM, Job, Preflight, assess
 from fedcore.models import build
 from fedcore.pipeline import ByExamples
 from fedcore.privacy import PrivacyLedger
 from fedcore.training import Evaluation, ExampleLevelPrivacy, get_arrays, one_thread
 from fedcore.vectors import Layout
+from strategies.progress import Progress, Resumed
 from strategies.sampling import choose_cohort
-from strategies.server_app import Progress, build_server_app, coordinator_entropy
+from strategies.server_app import build_server_app, coordinator_entropy
 
 Directions: TypeAlias = npt.NDArray[np.float32]
 Published: TypeAlias = npt.NDArray[np.float32]
@@ -243,6 +245,12 @@ class _Watcher:
         """Take note of the untrained model's accuracy."""
         del job, preflight
         self._accuracy = initial.accuracy
+
+    def resumed(self, run: Resumed) -> None:
+        """Refuse: an attack needs the model of every round, and a checkpoint has the last."""
+        del run
+        msg = "an attack is not resumed: start it anew"
+        raise ConfigurationError(msg)
 
     def round_finished(self, progress: Progress) -> None:
         """Keep the round's model."""

@@ -11,6 +11,7 @@ from one release to the next. Each symbol is here because there is no public way
     ErrorCode             the numbers in `Error.code`
     SUPERLINK_NODE_ID     the node id of the server's end
     Run                   the return type of the abstract property `Grid.run`
+    recorddict_to_proto   the only bytes of a RecordDict that Flower reads again
     telemetry, logger     `run_simulation` reports home and announces its deprecation; both are
                           switched off for the duration of a call
 """
@@ -29,9 +30,12 @@ from dataclasses import dataclass
 
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore import telemetry
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.message import DecodeError
 
 __all__ = [
     "SUPERLINK_NODE_ID",
@@ -39,10 +43,12 @@ __all__ = [
     "Identity",
     "Run",
     "empty_run",
+    "pack_records",
     "quiet_simulation",
     "readdressed",
     "set_message_id",
     "unavailable",
+    "unpack_records",
 ]
 
 
@@ -121,6 +127,24 @@ def unavailable(
     reply: Message = Message(metadata=metadata, error=Error(code, reason))  # type: ignore[call-overload]
     set_message_id(reply, f"{message_id}/unavailable")
     return reply
+
+
+def pack_records(records: RecordDict) -> bytes:
+    """Return all of `records` as bytes; the same for the same records."""
+    return bytes(recorddict_to_proto(records).SerializeToString(deterministic=True))
+
+
+def unpack_records(data: bytes) -> RecordDict:
+    """Return the records that `pack_records` wrote.
+
+    Raises:
+        ValueError: `data` is anything else.
+    """
+    try:
+        return recorddict_from_proto(RecordDictProto.FromString(data))
+    except (DecodeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        msg = f"these are no records of Flower's ({type(error).__name__})"
+        raise ValueError(msg) from error
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ Not imitated: time. A message does not expire while it waits.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -90,7 +90,7 @@ class InProcessGrid(Grid):
         if workers < 0:
             msg = f"workers must be in 0..cores, got {workers}: 0 runs in the calling thread"
             raise ConfigurationError(msg)
-        nodes = Nodes(client_app, node_configs, run_config, RUN_ID)
+        nodes = self._nodes = Nodes(client_app, node_configs, run_config, RUN_ID)
         self._node_ids = dict.fromkeys(nodes.ids)  # ordered, and quick to search
         self._executor: Executor = Forked(nodes, workers) if workers else Serial(nodes)
         self._clock = clock or SystemClock()
@@ -118,6 +118,22 @@ class InProcessGrid(Grid):
     def close(self) -> None:
         """End the workers, and be nobody's server any more; a second call does nothing."""
         self._open.close()
+
+    def node_states(self) -> dict[int, RecordDict]:
+        """Return what the nodes keep from message to message, by node id, to go on from."""
+        return self._executor.states()
+
+    def restore_nodes(self, states: Mapping[int, RecordDict]) -> None:
+        """Let the nodes keep what `node_states` returned, in this process or an earlier one.
+
+        Raises:
+            RuntimeError: Messages were sent already.
+            ConfigurationError: A state is of a node that does not exist.
+        """
+        if self._pushed:
+            msg = "nodes are restored before the first message, and some were sent"
+            raise RuntimeError(msg)
+        self._nodes.restore(states)
 
     def set_run(self, run: Run) -> None:
         """Accept a description of the run that this grid was made for.

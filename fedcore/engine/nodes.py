@@ -16,7 +16,7 @@ A node follows the real ClientApp process, error for error:
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
@@ -99,6 +99,25 @@ class Nodes:
     def ids(self) -> tuple[int, ...]:
         """Node ids, in the order of the configurations."""
         return tuple(self._configs)
+
+    def states(self, node_ids: Iterable[int]) -> dict[int, RecordDict]:
+        """Return what each of these nodes keeps in its Context; nothing for those without."""
+        kept = {node_id: self._states[node_id] for node_id in node_ids}
+        return {node_id: isolated(state) for node_id, state in kept.items() if state}
+
+    def restore(self, states: Mapping[int, RecordDict]) -> None:
+        """Let nodes keep what `states` returned; the others keep nothing.
+
+        Raises:
+            ConfigurationError: A state is of a node that does not exist.
+        """
+        unknown = sorted(set(states) - set(self._configs))
+        if unknown:
+            msg = f"states must be of the nodes {FIRST_NODE_ID}.., got one of node {unknown[0]}"
+            raise ConfigurationError(msg)
+        self._states = {
+            node_id: isolated(states.get(node_id, RecordDict())) for node_id in self._configs
+        }
 
     def answer(self, message: Message, task_id: int) -> Message:
         """Run the ClientApp on a message that this node owns, and return its reply.

@@ -10,6 +10,7 @@ owns persistent processes:
                 then (torch, data sets) is shared, not loaded again
     threads     one compute thread a worker; two on a busy pair of cores are several times slower
     payloads    the bytes of a broadcast array cross each pipe once, not once a message
+    states      leave a worker only when all of them are asked for, to be kept on a disk
     death       workers end with their parent: its end of the pipe closes. A worker that dies
                 takes the state of its nodes along, so they answer with errors from then on
 
@@ -32,7 +33,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Protocol
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from fedcore.engine.flower_private import ErrorCode, set_message_id
 from fedcore.engine.nodes import FIRST_NODE_ID, Nodes, failure
@@ -58,6 +59,10 @@ class Executor(Protocol):
         """Return the reply to a submitted message; once."""
         ...
 
+    def states(self) -> dict[int, RecordDict]:
+        """Return what the nodes keep, when all that was submitted is done."""
+        ...
+
     def close(self) -> None:
         """Free everything; afterwards the executor is unusable."""
         ...
@@ -79,6 +84,10 @@ class Serial:
     def result(self, message_id: str, /) -> Message:
         """Run the node and return its reply."""
         return self._nodes.answer(*self._waiting.pop(message_id))
+
+    def states(self) -> dict[int, RecordDict]:
+        """Return what the nodes keep; one whose reply was never asked for did not run."""
+        return self._nodes.states(self._nodes.ids)
 
     def close(self) -> None:
         """Forget what was never asked for."""
@@ -131,12 +140,36 @@ class Forked:
         for worker in self._workers:
             self._feed(worker)
         while message_id not in self._done:
-            busy = {worker.pipe: worker for worker in self._workers if worker.running}
-            for pipe in wait(list(busy)):
-                worker = busy[pipe]  # type: ignore[index]
-                self._receive(worker)
-                self._feed(worker)
+            self._wait()
         return self._done.pop(message_id)
+
+    def states(self) -> dict[int, RecordDict]:
+        """Return what the nodes keep; those of a worker that died keep nothing any more.
+
+        Raises:
+            KeyboardInterrupt: The ClientApp raised it in a worker.
+        """
+        if not self._workers:
+            return self._nodes.states(self._nodes.ids)
+        while any(worker.running for worker in self._workers):
+            self._wait()
+        states: dict[int, RecordDict] = {}
+        for index, worker in enumerate(self._workers):
+            try:
+                if not worker.epitaph:
+                    worker.pipe.send(self._nodes.ids[index :: self._count])
+                    states |= worker.pipe.recv()
+            except (EOFError, OSError):
+                self._bury(worker)
+        return dict(sorted(states.items()))
+
+    def _wait(self) -> None:
+        """Receive a reply, or more, and let their workers go on."""
+        busy = {worker.pipe: worker for worker in self._workers if worker.running}
+        for pipe in wait(list(busy)):
+            worker = busy[pipe]  # type: ignore[index]
+            self._receive(worker)
+            self._feed(worker)
 
     def close(self) -> None:
         """End the workers; one that is busy is killed after `GRACE_SECONDS`."""
@@ -258,9 +291,13 @@ def _serve(nodes: Nodes, pipe: Connection, ours: list[Connection]) -> None:
     known: dict[int, bytes] = {}
     while True:
         try:
-            data, keys, fresh = pipe.recv()
+            request = pipe.recv()
+            if isinstance(request[0], int):  # not a message, but whose states are wanted
+                pipe.send(nodes.states(request))
+                continue
         except (EOFError, OSError):
             return
+        data, keys, fresh = request
         known = {key: fresh[key] if key in fresh else known[key] for key in keys}
         message, task_id = _SharingUnpickler(data, known).load()
         try:

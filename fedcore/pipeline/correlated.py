@@ -91,6 +91,12 @@ class NoiseTape:
         turned = rotate(noise, plan.stage_seed("rotation"))
         return np.floor(turned + 0.5).astype(np.int64)
 
+    def skip_to(self, round_number: int) -> None:
+        """Leave out the rows until that of a round, durably: to see fewer tells nobody more."""
+        self.last = max(self.last, round_number)
+        self._rows = None
+        self.keep()
+
     def _wound(self, dim: int) -> CorrelatedNoise:
         """Return the rows, wound to the last one that was used."""
         if self._rows is None:

@@ -11,7 +11,7 @@ from experiments import account, attack, benchmark, train
 from experiments.command import run_command
 
 MAINS = {
-    "train": train.main,
+    "train": train.command,
     "account": account.main,
     "attack": attack.main,
     "benchmark": benchmark.main,

@@ -7,9 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from experiments import compare
 from experiments.plots_pareto import accuracy_over_uploads, best_for_their_size
+from experiments.schema import to_experiment
+from experiments.training import simulated_devices
+from fedcore.engine import run_in_process
+from fedcore.job import check
+from strategies.checkpoints import CheckpointFolder
+from strategies.server_app import build_server_app, coordinator_entropy
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,6 +82,39 @@ def test_a_sweep_repeats_what_was_interrupted_and_nothing_else(swept):
     again = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines()]
     first = [json.loads(line) for line in before[stopped / "metrics.jsonl"].decode().splitlines()]
     assert [line | {"seconds": 0} for line in again] == [line | {"seconds": 0} for line in first]
+
+
+def test_a_sweep_goes_on_with_a_run_that_has_a_checkpoint(swept):
+    folder, _ = swept
+    stopped = folder / "sketch" / "10"
+    summary = json.loads((stopped / "summary.json").read_text())
+    first = (stopped / "metrics.jsonl").read_text()
+    cfg = OmegaConf.load(stopped / ".hydra" / "config.yaml")
+    cfg.output = str(stopped)
+    job = to_experiment(cfg).job
+    checkpoints = CheckpointFolder(stopped / "checkpoint", repeatable=True)
+    run_in_process(
+        build_server_app(
+            None, check(job), entropy=coordinator_entropy(job.seed), checkpoints=checkpoints
+        ),
+        simulated_devices(job, signed=False),
+        num_nodes=job.clients,
+        run_config={"job": job.to_json()},
+    )
+    latest = max((stopped / "checkpoint").glob("*.checkpoint"))
+    latest.unlink()  # as if it had been stopped in the last round
+    (stopped / "summary.json").write_text(json.dumps({**summary, "stopped": "failed"}))
+    marker = stopped / "marker"
+    marker.touch()
+    printed = sweep(folder)
+    assert printed.count("was finished by an earlier sweep") == 3
+    assert marker.exists()  # the folder was not begun anew
+    again = [json.loads(line) | {"seconds": 0} for line in first.splitlines()]
+    assert [
+        json.loads(line) | {"seconds": 0}
+        for line in (stopped / "metrics.jsonl").read_text().splitlines()
+    ] == again
+    assert not (stopped / "checkpoint").exists()
 
 
 def test_a_folder_of_another_configuration_is_not_touched(swept, tmp_path):

@@ -13,16 +13,18 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
-from math import inf
+from math import inf, nan
 from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from flwr.app import ConfigRecord, RecordDict
 
 from clients.journal import Answer, AnsweredJournal
 from experiments import enrollment
 from experiments.report import read_run
+from fedcore.codec import Broadcast
 from fedcore.crypto import ReplayedEntropy
 from fedcore.crypto.signatures import SigningKey, VerifyKey
 from fedcore.data import NpzFile, load
@@ -45,7 +47,14 @@ from fedcore.manifest import (
 )
 from fedcore.pipeline import NoSecAgg
 from fedcore.privacy import PrivacyLedger, Release
+from fedcore.telemetry import skipped
+from fedcore.training import Evaluation
+from fedcore.vectors import Layout
+from strategies.checkpoint import MAGIC, Checkpoint, StrategyState
+from strategies.checkpoints import Begun
+from strategies.grid_state import DownlinkState, GridState
 from strategies.helper_service import load_helper_key
+from strategies.progress import Past
 from tests.fedcore.secagg.rehearsal import AUTHORITY, NOW, ROOT, identity_of
 from tests.fuzz.law import Target
 
@@ -61,6 +70,7 @@ def document_targets(folder: Path) -> list[Target]:
         *_ledgers(),
         *_jobs(),
         _journal(folder),
+        *_checkpoints(),
         *_identities(folder),
         *_arrays(folder),
         *_runs(folder),
@@ -172,6 +182,70 @@ def _journal(folder: Path) -> Target:
         repair=_with_digest,
         text=True,
     )
+
+
+def _checkpoints() -> list[Target]:
+    """A run between two rounds: with all that a checkpoint may hold, and with the least."""
+    model = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([1, 2])}
+    layout = Layout.of(model)
+    broadcast = Broadcast.of((6, 2), 8).towards(layout.flatten(model))
+    broadcast = broadcast.towards(layout.flatten(model) * np.float32(1.5))
+    ledger = PrivacyLedger(delta=1e-5, epsilon_budget=3.0).record(_release(1))
+    least = Checkpoint("ab" * 32, 0, (), PrivacyLedger(delta=0.5), None, model, None)
+    full = Checkpoint(
+        "ab" * 32, 1, (Past(skipped(1, 3, "nobody", inf), Evaluation(nan, 0.5, 9), 0.5, 1.25),),
+        ledger, ledger, model, model, StrategyState(True, {"m_t": model}),
+        GridState(
+            "1", 1, 0.5, layout.flatten(model), 0, {1000: 1},
+            {1000: identity_of(0).certificate},
+            DownlinkState(layout, broadcast, {1000: broadcast.version}),
+        ),
+        b"noise", {1000: RecordDict({"kept": ConfigRecord({"round": 1, "data": b"\x00"})})},
+    )  # fmt: skip
+    corpus = [least.to_bytes(), full.to_bytes()]
+    begun = Begun("ab" * 32, 2, ledger)
+    return [
+        Target(
+            "checkpoint", corpus, Checkpoint.from_bytes, ConfigurationError, repair=_with_hash,
+            share=3,
+        ),
+        Target(
+            "header of a checkpoint",
+            [_header(data) for data in corpus],
+            lambda header: Checkpoint.from_bytes(_with_header(corpus[1], header)),
+            ConfigurationError,
+            text=True,
+            share=3,
+        ),
+        Target(
+            "round that was begun", [begun.to_bytes()], Begun.from_bytes, ConfigurationError,
+            text=True, share=2,
+        ),
+    ]  # fmt: skip
+
+
+def _with_hash(data: bytes) -> bytes:
+    """Let the hash of a checkpoint fit what follows it."""
+    start = len(MAGIC) + 32
+    return MAGIC + hashlib.sha256(data[start:]).digest() + data[start:]
+
+
+def _header(data: bytes) -> bytes:
+    with np.load(io.BytesIO(data[len(MAGIC) + 32 :])) as arrays:
+        return arrays["header"].tobytes()
+
+
+def _with_header(data: bytes, header: bytes) -> bytes:
+    """Return a checkpoint with the arrays that `header` names, as far as `data` has them."""
+    with np.load(io.BytesIO(data[len(MAGIC) + 32 :])) as arrays:
+        members = {
+            name: arrays[name]
+            for name in arrays.files
+            if name != "header" and json.dumps(name).encode() in header
+        }
+    file = io.BytesIO()
+    np.savez(file, header=np.frombuffer(header, np.uint8), **members)
+    return _with_hash(MAGIC + bytes(32) + file.getvalue())
 
 
 def _with_digest(data: bytes) -> bytes:

@@ -14,7 +14,9 @@ from fedcore.job import Job, NoClip, NoQuantize, Preflight, check
 from fedcore.models import Logistic
 from fedcore.pipeline import Bonawitz, NoSecAgg
 from fedcore.training import Evaluation, LocalTraining
-from strategies.server_app import Progress, build_server_app, coordinator_entropy
+from strategies.checkpoints import CheckpointFolder
+from strategies.progress import Progress, Resumed
+from strategies.server_app import build_server_app, coordinator_entropy
 
 JOB = Job(
     model=Logistic(),
@@ -38,9 +40,13 @@ class Recorder:
     progress: list[Progress] = field(default_factory=list)
     initial: Evaluation | None = None
     reasons: list[str] = field(default_factory=list)
+    earlier: Resumed | None = None
 
     def started(self, job: Job, preflight: Preflight, initial: Evaluation) -> None:
         self.initial = initial
+
+    def resumed(self, run: Resumed) -> None:
+        self.earlier = run
 
     def round_finished(self, progress: Progress) -> None:
         self.progress.append(progress)
@@ -74,13 +80,21 @@ def model_bytes(arrays: Any) -> bytes:
 
 
 def run_job(
-    *, seed: int = 0, workers: int = 0, nodes: int | None = None, **changes: Any
+    *,
+    seed: int = 0,
+    workers: int = 0,
+    nodes: int | None = None,
+    recorder: Recorder | None = None,
+    checkpoints: CheckpointFolder | None = None,
+    **changes: Any,
 ) -> Recorder:
     """Run `JOB` with `changes`, every device enrolled and with replayed entropy."""
     job = replace(JOB, seed=seed, **changes)
-    recorder = Recorder()
+    recorder = recorder or Recorder()
     run_in_process(
-        build_server_app(recorder, check(job), entropy=coordinator_entropy(seed)),
+        build_server_app(
+            recorder, check(job), entropy=coordinator_entropy(seed), checkpoints=checkpoints
+        ),
         build_client_app(OPEN, entropy=replayed_entropy(seed), identity=simulated_identities(seed)),
         num_nodes=nodes or job.clients,
         run_config={"job": job.to_json()},

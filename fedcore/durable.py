@@ -1,4 +1,4 @@
-"""Files of this device that a crash leaves whole: the old one or the new one.
+"""Files that a crash leaves whole: the old one or the new one.
 
     write beside > fsync > rename > fsync of the folder
 
