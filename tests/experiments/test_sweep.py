@@ -86,7 +86,7 @@ def test_a_sweep_repeats_what_was_interrupted_and_nothing_else(swept):
 
 def test_a_sweep_goes_on_with_a_run_that_has_a_checkpoint(swept):
     folder, _ = swept
-    stopped = folder / "sketch" / "10"
+    stopped = folder / "sketch" / "0.1_10_bits"
     summary = json.loads((stopped / "summary.json").read_text())
     first = (stopped / "metrics.jsonl").read_text()
     cfg = OmegaConf.load(stopped / ".hydra" / "config.yaml")
