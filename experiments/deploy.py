@@ -1,5 +1,11 @@
-"""Prepare a deployment: `python -m experiments.deploy enroll root --out pki`.
+"""Prepare and run a deployment: `python -m experiments.deploy certs --out pki --count 5`.
 
+    certs             the files of all parties, a folder for each
+    superlink         at the coordinator: serve devices
+    node              on a device: take part
+    submit            at the coordinator: run a job to its end
+    rehearse          the same job in one process
+    status            at the coordinator: who is online, how runs ended
     enroll root       whoever decides who takes part, once
     enroll key        on a device: its key pair, which never leaves it
     enroll device     at the root: a certificate for that key, or key and certificate
@@ -23,11 +29,17 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from experiments import enrollment
+from experiments.deploy_parser import add_commands
+from experiments.deploying import StoppedError
+from experiments.processes import EndedError
+from experiments.submission import RunFailedError
 from fedcore import keyfiles
 from fedcore.crypto import SystemEntropy
 from fedcore.errors import FedcoreError
 
+FAILED: Final = 1
 WRONG: Final = 2
+INTERRUPTED: Final = 130
 _MOST_DEVICES: Final = 65_520
 _EXITS: Final = "Exit status: 0, or 2 with one line on stderr when an argument or a file is wrong."
 
@@ -41,7 +53,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None, *, now: int | None = None) -> int:
-    """Run the command; return its exit status: 0, or 2 after an error.
+    """Run the command; return its exit status.
+
+    That is 0, 1 if what was started ended too early, 2 if an argument or a file is wrong, or
+    130 after an interruption.
 
     Args:
         arguments: Of the command line; the process's own if None.
@@ -52,7 +67,10 @@ def main(arguments: Sequence[str] | None = None, *, now: int | None = None) -> i
         lines = options.run(options, int(time.time()) if now is None else now)
     except FedcoreError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return WRONG
+        failed = isinstance(error, (EndedError, RunFailedError, StoppedError))
+        return FAILED if failed else WRONG
+    except KeyboardInterrupt:
+        return INTERRUPTED
     print("\n".join(map(str, lines)))
     return 0
 
@@ -142,11 +160,12 @@ def _helper_serve(options: argparse.Namespace, now: int) -> list[Any]:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m experiments.deploy",
-        description="Prepare a deployment with real devices: who may take part, and the files "
-        "that each party needs.",
+        description="Prepare and run a deployment with real devices: who may take part, the files "
+        "that each party needs, and the processes of each machine.",
         epilog=_EXITS,
     )
     groups = parser.add_subparsers(title="what to prepare", metavar="GROUP", required=True)
+    add_commands(groups, _EXITS)
     _add_enroll(groups)
     _add_helper(groups)
     return parser

@@ -1,0 +1,256 @@
+"""The commands that run a deployment: what `experiments.deploy` calls for each of them.
+
+    certs        the files of all parties                     `experiments.parties`
+    superlink    at the coordinator, until it is stopped      `experiments.processes`
+    node         on a device, until it is stopped
+    submit       at the coordinator: one run, to its end      `experiments.submission`
+    rehearse     the same job, apps and identities in one process
+    status       at the coordinator: who is there, what ran
+
+Each returns the lines to print at its end; those that last print as they go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from experiments.parties import AUTHORITY, CoordinatorKeys, DeviceKeys, create_parties
+from experiments.processes import (
+    LOOPBACK,
+    Board,
+    Coordinator,
+    answers,
+    prepare,
+    proxy_configuration,
+    started,
+    toml,
+    wait_forever,
+    wait_until,
+)
+from experiments.submission import Submission, admit, nodes, runs
+from experiments.submission import submit as submit_run
+from fedcore.crypto import SystemEntropy
+from fedcore.errors import ConfigurationError, FedcoreError
+from fedcore.keyfiles import load_authority, read_file
+
+if TYPE_CHECKING:
+    from fedcore.job import Job
+
+REHEARSAL: Final = "rehearsal-seed"
+_WARNING: Final = "a rehearsal: masks and noise follow from the seed and protect nobody"
+
+
+def certs(options: argparse.Namespace, now: int) -> list[Any]:
+    """Create the files of all parties."""
+    digits = len(str(options.count))
+    names = [f"{options.prefix}{number:0{digits}}" for number in range(1, options.count + 1)]
+    folders = create_parties(
+        options.out,
+        list(dict.fromkeys([*options.host, "localhost", LOOPBACK])),
+        names,
+        days=options.days,
+        now=now,
+        entropy=SystemEntropy(),
+    )
+    return [*folders, f"copy each folder to its party; keep {folders[0]} where no network is"]
+
+
+def superlink(options: argparse.Namespace, now: int) -> list[Any]:
+    """Serve devices until stopped."""
+    del now
+    coordinator = _coordinator(options)
+    coordinator.keys.check()
+    proxy = proxy_configuration(coordinator, options.public_port)
+    prepare(coordinator.state, SystemEntropy())
+    (coordinator.state / "nginx.conf").write_text(proxy, encoding="utf-8")
+    authority = coordinator.keys.folder / "ca.crt"
+    commands = coordinator.commands()
+    if answers(coordinator.port, authority):
+        msg = f"port {coordinator.port} has a SuperLink already: stop it, or choose another --port"
+        raise ConfigurationError(msg)
+    with started(commands, coordinator.state) as processes:
+        wait_until(lambda: answers(coordinator.port, authority), processes, coordinator.state)
+        for name in admit(coordinator):
+            print(f"admitted {name}", flush=True)
+        print(f"ready on {LOOPBACK}:{coordinator.port}, logs in {coordinator.state}", flush=True)
+        wait_forever(processes, coordinator.state)
+    return ["stopped"]
+
+
+def node(options: argparse.Namespace, now: int) -> list[Any]:
+    """Take part until stopped."""
+    del now
+    keys = DeviceKeys(options.keys.resolve())
+    keys.check()
+    board = Board(keys, options.state.resolve(), options.superlink, options.port)
+    settings = _node_settings(options, board)
+    prepare(board.state, SystemEntropy())
+    (board.state / "node.toml").write_text(toml(settings), encoding="utf-8")
+    if REHEARSAL in settings:
+        print(_WARNING, flush=True)
+    log = board.state / "supernode.log"
+    log.write_bytes(b"")  # of this start only: its end is what an error shows
+    with started(board.commands(), board.state) as processes:
+        wait_until(lambda: b"SuperNode ID" in log.read_bytes(), processes, board.state)
+        print(f"connected to {board.superlink}, logs in {board.state}", flush=True)
+        wait_forever(processes, board.state)
+    return ["stopped"]
+
+
+def submit(options: argparse.Namespace, now: int) -> list[Any]:
+    """Run one job to its end."""
+    del now
+    from fedcore.job import check  # noqa: PLC0415 - imports torch
+
+    coordinator = _coordinator(options)
+    job = check(_job(options, coordinator.keys.folder / AUTHORITY)).job
+    output = _new_output(options.out)
+    (output / "job.json").write_text(job.to_json(), encoding="utf-8")
+    if options.rehearse:
+        print(_WARNING, flush=True)
+    submission = Submission(job.to_json(), output, options.rehearse)
+    summary = submit_run(coordinator, submission, lambda line: print(line, flush=True))
+    return _closing(summary, output)
+
+
+def rehearse(options: argparse.Namespace, now: int) -> list[Any]:
+    """Run a job in this process, with everything but the network."""
+    del now
+    from clients.deployed import app as client_app  # noqa: PLC0415 - imports torch
+    from experiments.deployed import app as server_app  # noqa: PLC0415 - imports torch
+    from fedcore.engine import run_in_process  # noqa: PLC0415 - imports Flower
+    from fedcore.job import Job  # noqa: PLC0415 - imports torch
+
+    job = Job.from_json(read_file(options.job).decode("utf-8", "replace"))
+    folders = sorted(path.parent.resolve() for path in options.parties.glob("*/device.key"))
+    if len(folders) < job.clients:
+        msg = (
+            f"{options.parties} must hold the folders of clients={job.clients} devices, found "
+            f"{len(folders)}: create more with certs"
+        )
+        raise ConfigurationError(msg)
+    configs = [{**DeviceKeys(folder).settings(), REHEARSAL: job.seed} for folder in folders]
+    output = _new_output(options.out)
+    run_in_process(
+        server_app,
+        client_app,
+        node_configs=configs[: job.clients],
+        run_config=Submission(job.to_json(), output, rehearsal=True).settings(),
+    )
+    return _closing(json.loads((output / "summary.json").read_text(encoding="utf-8")), output)
+
+
+def status(options: argparse.Namespace, now: int) -> list[Any]:
+    """Tell what the SuperLink knows."""
+    del now
+    coordinator = _coordinator(options)
+    devices = nodes(coordinator)
+    online = sum(state == "online" for _, state in devices)
+    return [
+        f"{online} of {len(devices)} admitted devices online",
+        *(f"  {name}: {state}" for name, state in devices),
+        *(f"run {run.get('run-id')}: {run.get('status')}" for run in runs(coordinator)),
+    ]
+
+
+def _coordinator(options: argparse.Namespace) -> Coordinator:
+    return Coordinator(
+        CoordinatorKeys(options.keys.resolve()), options.state.resolve(), options.port
+    )
+
+
+def _node_settings(options: argparse.Namespace, board: Board) -> dict[str, str | float | bool]:
+    """Return the node's configuration: files, number, and what its owner demands."""
+    settings: dict[str, str | float | bool] = {
+        **board.keys.settings(),
+        "partition-id": options.partition,
+        "journal": str(board.state / "answered"),
+        "feedback": str(board.state / "unsent"),
+    }
+    if options.data is not None:
+        read_file(options.data)
+        settings["data-path"] = str(options.data.resolve())
+    demands = {
+        "minimum-cohort": options.minimum_cohort,
+        "minimum-noise-multiplier": options.minimum_noise,
+        "largest-clip": options.largest_clip,
+        REHEARSAL: options.rehearse,
+    }
+    return settings | {key: value for key, value in demands.items() if value is not None}
+
+
+def _job(options: argparse.Namespace, authority: Path) -> Job:
+    """Return the job of a file or of Hydra's overrides, for devices of this authority."""
+    from fedcore.job import Job  # noqa: PLC0415 - imports torch
+    from fedcore.pipeline import SeedHelper  # noqa: PLC0415 - with it
+
+    if options.job is not None and options.overrides:
+        msg = "pass overrides or --job, not both: a job file says everything"
+        raise ConfigurationError(msg)
+    if options.job is not None:
+        job = Job.from_json(read_file(options.job).decode("utf-8", "replace"))
+    else:
+        job = _composed(options.overrides)
+    if job.faults.kind != "none":
+        msg = f"faults={job.faults.kind} makes simulated devices disappear: choose faults=none"
+        raise ConfigurationError(msg)
+    if isinstance(job.secagg, SeedHelper) and job.helper.kind == "local":
+        msg = "helper=local would let the coordinator see every update: choose helper=remote"
+        raise ConfigurationError(msg)
+    if not hasattr(job.secagg, "authority"):
+        return job
+    secagg = replace(job.secagg, authority=load_authority(authority).hex())
+    return replace(job, secagg=secagg)
+
+
+def _composed(overrides: Iterable[str]) -> Job:
+    """Return the job that `experiments.train` would run with these overrides."""
+    from hydra import compose, initialize_config_dir  # noqa: PLC0415 - --help needs no Hydra
+    from hydra.errors import HydraException  # noqa: PLC0415 - with it
+    from omegaconf.errors import OmegaConfBaseException  # noqa: PLC0415 - with it
+
+    from experiments.command import CONF  # noqa: PLC0415 - with it
+    from experiments.schema import to_experiment  # noqa: PLC0415 - imports torch
+
+    try:
+        with initialize_config_dir(CONF, version_base="1.3"):
+            return to_experiment(compose("train", overrides=["release=none", *overrides])).job
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def _new_output(folder: Path) -> Path:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        msg = f"--out must be a new or empty folder, got {folder}: choose another"
+        raise ConfigurationError(msg)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.resolve()
+
+
+def _closing(summary: Mapping[str, Any], output: Path) -> list[str]:
+    if summary.get("stopped"):
+        raise StoppedError(str(summary["stopped"]))
+    release = summary["release"]
+    return [
+        f"{summary['completed_rounds']} of {summary['rounds']} rounds, "
+        f"accuracy {summary['accuracy']:.4f}",
+        f"{output / release['model']}: SHA-256 of the model {release['model_digest']}",
+    ]
+
+
+class StoppedError(FedcoreError):
+    """A rehearsal ended before its last round."""
+
+
+def address(text: str) -> str:
+    """Take host:port."""
+    if not re.fullmatch(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}", text):
+        msg = f"must be host:port, got {text!r:.80}"
+        raise argparse.ArgumentTypeError(msg)
+    return text
