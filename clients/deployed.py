@@ -72,9 +72,9 @@ def _app(config: tuple[tuple[str, Setting], ...]) -> ClientApp:
 
 
 def _typed(
-    config: Mapping[str, Setting], key: str, kind: type[str] | type[int] | type[float]
+    config: Mapping[str, Setting], key: str, kind: type[str | int | float]
 ) -> Setting | None:
-    """Return a value of the configuration, None if it is not there; an int may stand for a float."""
+    """Return a value of the configuration or None; an int may stand for a float."""
     value = config.get(key)
     kinds = (int, float) if kind is float else (kind,)
     if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):

@@ -34,9 +34,7 @@ def _add_certs(groups: Any, exits: str) -> None:
         "have mode 0600; nothing is overwritten.",
         epilog=f"Example: certs --out pki --host fl.example.org --count 5. {exits}",
     )  # fmt: skip
-    leaf.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="where the folders go"
-    )
+    leaf.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the folders go")
     leaf.add_argument(
         "--host", action="append", default=[], metavar="NAME",
         help="under which devices reach the coordinator; may be repeated (always: localhost)",

@@ -14,7 +14,6 @@ with `stopped`, it did not finish.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -62,10 +61,11 @@ class DeployedRecorder(Recorder):
 def write_model(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Replace the model's file as a whole; equal models give equal bytes."""
     buffer = BytesIO()
-    np.savez(buffer, **dict(arrays))
+    named: dict[str, Any] = dict(arrays)  # as numpy's stubs want keyword arguments
+    np.savez(buffer, **named)
     partial = path.with_name(f".{path.name}")
     partial.write_bytes(buffer.getvalue())
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def build_deployed_app() -> ServerApp:

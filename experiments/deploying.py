@@ -135,7 +135,9 @@ def rehearse(options: argparse.Namespace, now: int) -> list[Any]:
             f"{len(folders)}: create more with certs"
         )
         raise ConfigurationError(msg)
-    configs = [{**DeviceKeys(folder).settings(), REHEARSAL: job.seed} for folder in folders]
+    configs: list[dict[str, str | float | bool]] = [
+        {**DeviceKeys(folder).settings(), REHEARSAL: job.seed} for folder in folders
+    ]
     output = _new_output(options.out)
     run_in_process(
         server_app,
@@ -188,7 +190,7 @@ def _node_settings(options: argparse.Namespace, board: Board) -> dict[str, str |
 def _job(options: argparse.Namespace, authority: Path) -> Job:
     """Return the job of a file or of Hydra's overrides, for devices of this authority."""
     from fedcore.job import Job  # noqa: PLC0415 - imports torch
-    from fedcore.pipeline import SeedHelper  # noqa: PLC0415 - with it
+    from fedcore.pipeline import Bonawitz, SeedHelper  # noqa: PLC0415 - with it
 
     if options.job is not None and options.overrides:
         msg = "pass overrides or --job, not both: a job file says everything"
@@ -203,7 +205,7 @@ def _job(options: argparse.Namespace, authority: Path) -> Job:
     if isinstance(job.secagg, SeedHelper) and job.helper.kind == "local":
         msg = "helper=local would let the coordinator see every update: choose helper=remote"
         raise ConfigurationError(msg)
-    if not hasattr(job.secagg, "authority"):
+    if not isinstance(job.secagg, Bonawitz | SeedHelper):
         return job
     secagg = replace(job.secagg, authority=load_authority(authority).hex())
     return replace(job, secagg=secagg)

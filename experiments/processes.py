@@ -35,7 +35,7 @@ from fedcore.errors import ConfigurationError, FedcoreError
 from fedcore.keyfiles import SECRET_MODE, create, read_file
 
 LOOPBACK: Final = "127.0.0.1"
-SECRET: Final = "superexec.secret"
+SECRET: Final = "superexec.secret"  # noqa: S105 - the name of a file
 READY_SECONDS: Final = 180.0
 """For the slowest board: importing Flower takes a second on a desktop."""
 _POLL_SECONDS: Final = 0.2

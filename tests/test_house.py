@@ -36,6 +36,7 @@ FLOWER_ADAPTERS: dict[str, set[str]] = {
         *("flwr.common.constant", "flwr.common.serde", "flwr.proto", "flwr.supercore"),
     },
     "fedcore/engine/run.py": {"flwr.simulation"},
+    "experiments/warm_superexec.py": {"flwr.supercore", "flwr.supernode"},  # no public way
     "experiments/bench_secagg.py": {"flwr.common.secure_aggregation"},  # what is compared
 }
 

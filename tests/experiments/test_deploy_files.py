@@ -1,7 +1,9 @@
 """What a deployment is made of: the files of its parties, command lines, and error lines."""
 
+import itertools
 import json
 import re
+import socket
 import ssl
 import stat
 import subprocess
@@ -120,14 +122,17 @@ def test_the_superlink_listens_on_loopback_with_tls_and_asks_for_keys(pki, tmp_p
     coordinator = Coordinator(CoordinatorKeys(pki / "coordinator"), tmp_path / "state", 9092)
     coordinator.keys.check()
     superlink, superexec = coordinator.commands().values()
-    assert options(superlink) >= {
-        "--host": "127.0.0.1",
-        "--port": "9092",
-        "--isolation": "process",
-        "--database": str(tmp_path / "state" / "state.db"),
-        "--superexec-auth-secret-file": str(tmp_path / "state" / "superexec.secret"),
-        "--ssl-keyfile": str(pki / "coordinator" / "server.key"),
-    }.items()
+    assert (
+        options(superlink)
+        >= {
+            "--host": "127.0.0.1",
+            "--port": "9092",
+            "--isolation": "process",
+            "--database": str(tmp_path / "state" / "state.db"),
+            "--superexec-auth-secret-file": str(tmp_path / "state" / "superexec.secret"),
+            "--ssl-keyfile": str(pki / "coordinator" / "server.key"),
+        }.items()
+    )
     assert "--enable-supernode-auth" in superlink
     assert "--insecure" not in superlink + superexec
     assert options(superexec) >= {"--runtime-api-address": "127.0.0.1:9092"}.items()
@@ -135,20 +140,23 @@ def test_the_superlink_listens_on_loopback_with_tls_and_asks_for_keys(pki, tmp_p
 
 def options(command):
     """The pairs of a command line."""
-    return dict(zip(command, command[1:], strict=False)).items()
+    return dict(itertools.pairwise(command)).items()
 
 
 def test_a_supernode_checks_tls_and_shows_its_key(pki, tmp_path):
     board = Board(DeviceKeys(pki / "device-1"), tmp_path / "state", "fl.example.org:8443", 9094)
     board.keys.check()
     supernode, _ = board.commands().values()
-    assert options(supernode) >= {
-        "--root-certificates": str(pki / "device-1" / "ca.crt"),
-        "--superlink": "fl.example.org:8443",
-        "--auth-supernode-private-key": str(pki / "device-1" / "node.auth"),
-        "--host": "127.0.0.1",
-        "--isolation": "process",
-    }.items()
+    assert (
+        options(supernode)
+        >= {
+            "--root-certificates": str(pki / "device-1" / "ca.crt"),
+            "--superlink": "fl.example.org:8443",
+            "--auth-supernode-private-key": str(pki / "device-1" / "node.auth"),
+            "--host": "127.0.0.1",
+            "--isolation": "process",
+        }.items()
+    )
     assert "--insecure" not in supernode
 
 
@@ -253,8 +261,13 @@ def test_a_finished_run_has_all_rounds(tmp_path):
 
 def test_a_round_is_told_in_one_line():
     line = {
-        **{"round": 3, "survivors": 4, "invited": 5, "accuracy": None, "epsilon": "inf"},
-        **{"seconds": 7.2, "aborted": ["too few"]},
+        "round": 3,
+        "survivors": 4,
+        "invited": 5,
+        "accuracy": None,
+        "epsilon": "inf",
+        "seconds": 7.2,
+        "aborted": ["too few"],
     }
     assert describe_round(line) == "round 3: 4 of 5 devices, epsilon inf, 7 s, aborted: too few"
 
@@ -323,8 +336,6 @@ def test_the_superlink_that_is_not_there_is_one_line(pki, tmp_path, capsys):
 
 
 def free_port():
-    import socket
-
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return listening.getsockname()[1]
