@@ -65,6 +65,7 @@ def _add_superlink(groups: Any, exits: str) -> None:
         "--public-port", type=_whole(1, 65_535), default=PUBLIC_PORT, metavar="N",
         help=f"on which nginx serves devices (default: {PUBLIC_PORT})",
     )  # fmt: skip
+    _add_unit(leaf)
     leaf.set_defaults(run=deploying.superlink)
 
 
@@ -107,6 +108,7 @@ def _add_node(groups: Any, exits: str) -> None:
         "--rehearse", type=_whole(0, (1 << 62) - 1), metavar="SEED",
         help="draw masks and noise from a number: a trial with public data, protecting nobody",
     )  # fmt: skip
+    _add_unit(leaf)
     leaf.set_defaults(run=deploying.node)
 
 
@@ -171,6 +173,12 @@ def _add_state(leaf: Parser) -> None:
         "--state", type=Path, required=True, metavar="DIR",
         help="what must survive restarts, and logs; made if missing",
     )  # fmt: skip
+
+
+def _add_unit(leaf: Parser) -> None:
+    leaf.add_argument(
+        "--unit", action="store_true", help="print a systemd unit for this command, start nothing"
+    )
 
 
 def _add_output(leaf: Parser) -> None:

@@ -30,6 +30,7 @@ from experiments.processes import (
     proxy_configuration,
     started,
     toml,
+    unit,
     wait_forever,
     wait_until,
 )
@@ -67,6 +68,9 @@ def superlink(options: argparse.Namespace, now: int) -> list[Any]:
     coordinator = _coordinator(options)
     coordinator.keys.check()
     proxy = proxy_configuration(coordinator, options.public_port)
+    if options.unit:
+        state = (*_flags(options, "keys", "state"), "--port", str(options.port))
+        return [unit("superlink", ["superlink", *state, "--public-port", str(options.public_port)])]
     prepare(coordinator.state, SystemEntropy())
     (coordinator.state / "nginx.conf").write_text(proxy, encoding="utf-8")
     authority = coordinator.keys.folder / "ca.crt"
@@ -90,6 +94,8 @@ def node(options: argparse.Namespace, now: int) -> list[Any]:
     keys.check()
     board = Board(keys, options.state.resolve(), options.superlink, options.port)
     settings = _node_settings(options, board)
+    if options.unit:
+        return [unit("node", _node_arguments(options))]
     prepare(board.state, SystemEntropy())
     (board.state / "node.toml").write_text(toml(settings), encoding="utf-8")
     if REHEARSAL in settings:
@@ -165,6 +171,27 @@ def _coordinator(options: argparse.Namespace) -> Coordinator:
     return Coordinator(
         CoordinatorKeys(options.keys.resolve()), options.state.resolve(), options.port
     )
+
+
+def _flags(options: argparse.Namespace, *names: str) -> list[str]:
+    """Return options that are paths as arguments, independent of the current folder."""
+    given = {name: getattr(options, name) for name in names}
+    return [
+        part
+        for name, path in given.items()
+        if path is not None
+        for part in (f"--{name}", str(path.resolve()))
+    ]
+
+
+def _node_arguments(options: argparse.Namespace) -> list[str]:
+    """Return the arguments of this very node."""
+    plain = ("superlink", "partition", "port", "minimum_cohort", "minimum_noise", "largest_clip")
+    arguments = ["node", *_flags(options, "keys", "state", "data")]
+    for name in (*plain, "rehearse"):
+        if getattr(options, name) is not None:
+            arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    return arguments
 
 
 def _node_settings(options: argparse.Namespace, board: Board) -> dict[str, str | float | bool]:

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -199,6 +199,23 @@ def proxy_configuration(coordinator: Coordinator, public_port: int) -> str:
     return text
 
 
+def unit(role: str, arguments: Sequence[str]) -> str:
+    """Return a systemd unit that starts `python -m experiments.deploy` with `arguments`.
+
+    Raises:
+        ConfigurationError: An argument cannot be written into it.
+    """
+    command = [sys.executable, "-m", "experiments.deploy", *arguments]
+    root = str(Path(__file__).parents[1])
+    if any(not part.isprintable() or set(part) & set(" \"'\\%$;") for part in (root, *command)):
+        msg = "a systemd unit needs plain paths, without blanks, quotes, %, $, ; or backslashes"
+        raise ConfigurationError(msg)
+    text = (_TEMPLATES / "unit.service").read_text(encoding="utf-8")
+    for name, value in {"ROLE": role, "FOLDER": root, "COMMAND": " ".join(command)}.items():
+        text = text.replace(f"@{name}@", value)
+    return text.rstrip()
+
+
 @contextmanager
 def started(
     commands: Mapping[str, Sequence[str]], state: Path
@@ -209,7 +226,12 @@ def started(
         for name, command in commands.items():
             log = stack.enter_context((state / f"{name}.log").open("ab"))
             processes[name] = subprocess.Popen(  # noqa: S603 - our own command lines
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment(state)
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=environment(state),
+                start_new_session=True,  # so that `_stop` reaches what it starts itself
             )
             stack.callback(_stop, processes[name])
         yield processes
@@ -289,6 +311,7 @@ def answers(port: int, authority: Path) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end, and end what it leaves behind: apps wait for a SuperLink forever."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -296,3 +319,5 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

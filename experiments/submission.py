@@ -27,7 +27,9 @@ from fedcore.errors import ConfigurationError, FedcoreError
 CONNECTION: Final = "deployment"
 PACKAGES: Final = ("fedcore", "clients", "strategies", "experiments")
 _ROOT: Final = Path(__file__).parents[1]
-_POLL_SECONDS: Final = 4.0
+_POLL_SECONDS: Final = 2.0
+_ASK_EVERY: Final = 10
+"""Looks at the run's files before the SuperLink is asked: each question starts a process."""
 _MANIFEST: Final = """\
 [build-system]
 requires = ["setuptools>=77"]
@@ -196,12 +198,16 @@ def follow(
     """
     told = 0
     while True:
+        for _ in range(_ASK_EVERY):
+            told = _tell(submission.output / "metrics.jsonl", told, say)
+            if (submission.output / "summary.json").exists():
+                break
+            time.sleep(_POLL_SECONDS)
         run = next((run for run in runs(coordinator) if str(run["run-id"]) == run_id), {})
-        told = _tell(submission.output / "metrics.jsonl", told, say)
         status = str(run.get("status", "unknown"))
         if status.startswith("finished") or not run:
             return judge(submission.output, status, str(run.get("status-details", "")))
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_POLL_SECONDS)  # the ServerApp has written its summary and is about to end
 
 
 def judge(output: Path, status: str, details: str = "") -> dict[str, Any]:

@@ -29,9 +29,10 @@ LIBRARIES: Final = (
     "scipy.special",
     "torch",
     "opacus",
-    "sklearn.datasets",
 )
-"""What ClientApps import; one that is not installed is left out."""
+"""What ClientApps import; one that is not installed is left out.
+
+None may start a thread, as scikit-learn's data sets do (by way of pyarrow's allocator)."""
 
 
 def launch(self: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:

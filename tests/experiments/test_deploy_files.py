@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import socket
 import ssl
@@ -308,6 +309,26 @@ def test_wrong_arguments_are_one_line(pki, tmp_path, capsys):
     assert not any((tmp_path / name).exists() for name in "abc")
 
 
+def test_a_unit_starts_the_same_command(pki, tmp_path, capsys):
+    arguments = (
+        *("node", "--keys", pki / "device-1", "--state", tmp_path / "state", "--partition", 0),
+        *("--superlink", "fl.example.org:8443", "--minimum-cohort", 5),
+    )
+    capsys.readouterr()
+    assert run(*arguments, "--unit") == 0
+    text = capsys.readouterr().out
+    started = re.search(r"^ExecStart=(\S+) -m experiments.deploy (.*)$", text, re.MULTILINE)
+    assert started[1] == sys.executable
+    assert f"--keys {pki / 'device-1'} --state {tmp_path / 'state'}" in started[2]
+    assert "--superlink fl.example.org:8443 --partition 0 --port 9094" in started[2]
+    assert "--minimum-cohort 5" in started[2]
+    assert f"WorkingDirectory={ROOT}" in text
+    assert "@" not in text
+    # What is printed is itself an accepted command line.
+    assert run(*started[2].split(), "--unit") == 0
+    assert capsys.readouterr().out == text
+
+
 def test_a_rehearsal_needs_all_devices(pki, tmp_path, capsys):
     job = tmp_path / "job.json"
     job.write_text(Job().to_json())
@@ -315,6 +336,20 @@ def test_a_rehearsal_needs_all_devices(pki, tmp_path, capsys):
         capsys, "rehearse", "--parties", pki, "--job", job, "--out", tmp_path / "results"
     )
     assert "must hold the folders of clients=10 devices, found 2" in line
+
+
+def test_what_a_device_imports_before_it_forks_starts_no_thread():
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "import os; from importlib import import_module as load\n"
+            "for name in load('experiments.warm_superexec').LIBRARIES: load(name)\n"
+            "print(len(os.listdir('/proc/self/task')))",
+        ],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
 def test_help_needs_neither_torch_nor_flower():
