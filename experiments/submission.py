@@ -229,7 +229,7 @@ def judge(output: Path, status: str, details: str = "") -> dict[str, Any]:
     stopped = summary.get("stopped")
     if status == "finished:completed" and done == wanted and not stopped:
         return dict(summary)
-    why = stopped or details or "see the log of the superexec in the coordinator's state"
+    why = stopped or details or "the ServerApp could not begin, see `flwr log`"
     msg = f"the run is {status} after {done} of {wanted} rounds: {why}"
     raise RunFailedError(msg)
 

@@ -12,6 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,6 +21,7 @@ from flwr.app import Context, RecordDict
 
 from clients.deployed import entropy_of, policy_of
 from experiments import deploy, submission
+from experiments.deployed import DeployedRecorder, write_model
 from experiments.parties import CoordinatorKeys, DeviceKeys
 from experiments.processes import Board, Coordinator, EndedError, check_alive, proxy_configuration
 from experiments.processes import toml as as_toml
@@ -252,6 +254,25 @@ def test_a_run_is_finished_only_if_both_witnesses_say_so(tmp_path, status, summa
         (tmp_path / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(RunFailedError, match=said):
         judge(tmp_path, status)
+
+
+def test_a_run_that_stops_before_its_first_round_says_why(tmp_path):
+    recorder = DeployedRecorder(tmp_path)
+    recorder.stopped("expected 4 nodes, found 3")
+    recorder.close()
+    with pytest.raises(RunFailedError, match="after 0 of all rounds: expected 4 nodes, found 3"):
+        judge(tmp_path, "finished:failed")
+
+
+def test_equal_models_are_equal_files(tmp_path):
+    arrays = {"w": np.arange(6.0).reshape(2, 3), "b": np.ones(3, np.float32)}
+    write_model(tmp_path / "one.npz", arrays)
+    write_model(tmp_path / "two.npz", {name: array.copy() for name, array in arrays.items()})
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+    with np.load(tmp_path / "one.npz") as found:
+        assert {name: found[name].tolist() for name in found} == {
+            name: array.tolist() for name, array in arrays.items()
+        }
 
 
 def test_a_finished_run_has_all_rounds(tmp_path):
