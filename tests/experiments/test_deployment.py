@@ -183,7 +183,7 @@ def post(deployment, path, body=b""):
         "127.0.0.1", deployment.port, timeout=60, context=context
     )
     try:
-        connection.request("POST", path, body, {"Content-Type": "application/x-protobuf"})
+        connection.request("POST", path, body, {"Content-Type": "application/protobuf"})
         return connection.getresponse().status
     finally:
         connection.close()
@@ -197,8 +197,8 @@ def test_nobody_reaches_the_control_api_from_outside(deployment):
 
 
 def test_a_local_stranger_gets_neither_a_task_nor_a_message(deployment):
-    assert post(deployment, "/v1/runtime/acquire-task") in {401, 403}
-    assert post(deployment, "/v1/fleet/pull-messages") in {401, 403}
+    assert post(deployment, "/v1/runtime/acquire-task") == 401
+    assert post(deployment, "/v1/fleet/pull-messages") == 401
 
 
 def test_a_second_superlink_on_the_same_port_is_refused(deployment):
