@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -145,6 +146,7 @@ def rehearse(options: argparse.Namespace, now: int) -> list[Any]:
         {**DeviceKeys(folder).settings(), REHEARSAL: job.seed} for folder in folders
     ]
     output = _new_output(options.out)
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # the summary says it better
     run_in_process(
         server_app,
         client_app,
