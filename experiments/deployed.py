@@ -30,7 +30,8 @@ from fedcore.job import Job, Preflight, check
 from fedcore.pipeline import model_digest
 from fedcore.training import Evaluation, one_thread
 from strategies.exchange import RETRY_WITH_PATIENCE
-from strategies.server_app import Progress, build_server_app, coordinator_entropy
+from strategies.progress import Progress
+from strategies.server_app import build_server_app, coordinator_entropy
 
 MODEL = "model.npz"
 
