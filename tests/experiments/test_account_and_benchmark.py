@@ -58,7 +58,7 @@ def test_account_of_given_sizes_reads_no_data(tmp_path, monkeypatch, capsys):
     assert "1,663,370 weights" in printed
     assert "one device: noise multiplier 2," in printed
     assert "one example: noise multiplier 1;" in printed
-    assert "warning: privacy.delta=0.01 is not below 1/100" in printed
+    assert "warning: privacy.delta=0.01 is not below 1/200" in printed
 
 
 @pytest.mark.parametrize(
