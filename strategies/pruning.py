@@ -14,17 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from strategies.linear import refuse_nonlinear
+from strategies.delegating import Delegating
 
 Shrink = Callable[[ArrayRecord], ArrayRecord]
 """Returns the smaller model; one that is small already, as it is."""
 
 
-class PrunedStrategy(Strategy):
+class PrunedStrategy(Delegating):
     """Passes everything on to a strategy, and from some round on a smaller model.
 
     Args:
@@ -34,21 +34,16 @@ class PrunedStrategy(Strategy):
     """
 
     def __init__(self, fresh: Callable[[], Strategy], shrink: Shrink, after_round: int) -> None:
+        super().__init__(fresh())
         self._fresh = fresh
         self._shrink = shrink
         self._after_round = after_round
         self._shrunk = False
-        self._inner = fresh()
 
     @property
     def shrunk(self) -> bool:
         """Whether the strategy inside is that of the smaller model."""
         return self._shrunk
-
-    @property
-    def inner(self) -> Strategy:
-        """The strategy inside."""
-        return self._inner
 
     def take_over(self) -> None:
         """Let a fresh strategy go on, with the smaller model."""
@@ -62,35 +57,4 @@ class PrunedStrategy(Strategy):
             arrays = self._shrink(arrays)
             if not self._shrunk:
                 self.take_over()
-        return self._inner.configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return what the strategy makes of the replies."""
-        return self._inner.aggregate_train(server_round, replies)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Return the evaluation messages of a round."""
-        return self._inner.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Return what the strategy makes of the replies."""
-        return self._inner.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """Log the strategy's own summary."""
-        self._inner.summary()
-
-    @property
-    def requires_individual_updates(self) -> bool:
-        """Whether the strategy inside cannot work on a sum."""
-        try:
-            refuse_nonlinear(self._inner)
-        except ValueError:
-            return True
-        return False
+        return super().configure_train(server_round, arrays, config, grid)

@@ -55,6 +55,7 @@ from strategies.checkpoints import (
     job_digest,
 )
 from strategies.cohort import CohortGrid, discover
+from strategies.delegating import Delegating
 from strategies.exchange import RETRY_AT_ONCE, RETRY_WITH_PATIENCE
 from strategies.factory import build_strategy
 from strategies.helper_client import Helper, HelperAddress, HelperClient, InProcessHelper
@@ -64,7 +65,7 @@ from strategies.progress import Arrays, Observer, Past, Progress, Resumed, Stall
 from strategies.pruning import PrunedStrategy
 from strategies.sampling import Cohorts
 from strategies.secure_grid import NO_DELTA, SecureGrid
-from strategies.strategy_state import Continued, gathered_by, give_back
+from strategies.strategy_state import gathered_by, give_back
 
 MOST_ABORTED_IN_A_ROW = 3
 
@@ -192,7 +193,7 @@ class _Run:
         if over >= job.rounds:
             return
         try:
-            Continued(self._strategy, over).start(
+            Delegating(self._strategy, over).start(
                 grid=self._rounds,
                 initial_arrays=to_record(self._arrays),
                 num_rounds=job.rounds - over,

@@ -1,20 +1,19 @@
 """A strategy that goes on where another process stopped.
 
 Flower counts the rounds of each start from 1, and a strategy may compute with the number
-(FedAdam corrects its moments' bias by it), as do devices. `Continued` counts on. What a
+(FedAdam corrects its moments' bias by it), as do devices. `Delegating` counts on. What a
 strategy gathered over the rounds lies in attributes of its own; those of Flower's are
 named here, and a test sees to it that no other attribute changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.fedopt import FedOpt
@@ -22,7 +21,6 @@ from flwr.serverapp.strategy.fedopt import FedOpt
 from fedcore.engine import to_arrays, to_record
 from fedcore.errors import ConfigurationError
 from strategies.checkpoint import StrategyState
-from strategies.linear import refuse_nonlinear
 from strategies.progress import Arrays
 from strategies.pruning import PrunedStrategy
 
@@ -75,53 +73,3 @@ def _as_kept_by(strategy: Strategy, name: str, arrays: Arrays) -> object:
     if isinstance(strategy, flower.FedAvgM):
         return to_record(arrays) if name == "current_arrays" else list(arrays.values())
     return dict(arrays) if isinstance(strategy, FedOpt) else arrays
-
-
-class Continued(Strategy):
-    """Passes everything on to a strategy, with the rounds of earlier processes counted.
-
-    Args:
-        inner: The strategy.
-        after: The last round that is over.
-    """
-
-    def __init__(self, inner: Strategy, after: int) -> None:
-        self._inner = inner
-        self._after = after
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Return the training messages of a round."""
-        return self._inner.configure_train(self._after + server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return what the strategy makes of the replies."""
-        return self._inner.aggregate_train(self._after + server_round, replies)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Return the evaluation messages of a round."""
-        return self._inner.configure_evaluate(self._after + server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Return what the strategy makes of the replies."""
-        return self._inner.aggregate_evaluate(self._after + server_round, replies)
-
-    def summary(self) -> None:
-        """Log the strategy's own summary."""
-        self._inner.summary()
-
-    @property
-    def requires_individual_updates(self) -> bool:
-        """Whether the strategy inside cannot work on a sum."""
-        try:
-            refuse_nonlinear(self._inner)
-        except ValueError:
-            return True
-        return False
