@@ -58,11 +58,6 @@ class DeployedRecorder(Recorder):
         digest = None if self.arrays is None else model_digest(self.arrays)
         return super().close({**(release or {}), "model": MODEL, "model_digest": digest})
 
-    def _summary(self, release: Mapping[str, object] | None) -> dict[str, object]:
-        """Say why a run stopped also if that was before its first round."""
-        summary = super()._summary(release)
-        return summary if self._stopped is None else {**summary, "stopped": self._stopped}
-
 
 def write_model(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Replace the model's file as a whole; equal models give equal bytes."""

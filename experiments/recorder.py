@@ -163,7 +163,7 @@ class Recorder:
     def _summary(self, release: Mapping[str, object] | None) -> dict[str, object]:
         job, preflight = self._job, self._preflight
         if job is None or preflight is None or self._initial is None:
-            return {"completed_rounds": 0, "stopped": NOT_BEGUN}
+            return {"completed_rounds": 0, "stopped": self._stopped or NOT_BEGUN}
         evaluation = self._evaluation or self._initial
         seconds = self._seconds
         traffic = sum((report.traffic for report in self._reports), Traffic())
