@@ -22,7 +22,7 @@ help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run ## Train the quickstart; ARGS="rounds=3" overrides any setting.
-	@$(BIN)/python -m experiments.train experiment=quickstart $(ARGS)
+	@$(BIN)/python -m experiments.train experiment=quickstart downlink=delta $(ARGS)
 
 test: lint types contracts ## Lint, types, layers, then every test that is not slow.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
