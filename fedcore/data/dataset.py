@@ -22,6 +22,7 @@ Labels: TypeAlias = npt.NDArray[np.int64]
 """Shape [examples]."""
 Origin: TypeAlias = Literal["local", "hub"]
 """Where a data set came from; it decides which library partitions it."""
+_BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,7 +148,8 @@ def _check_inputs(name: str, what: str, x: Inputs) -> None:
         _fail(name, f"{what} must have shape [examples, ...], got {list(x.shape)}")
     if x.size == 0:
         _fail(name, f"{what} must not be empty, got shape {list(x.shape)}")
-    if not np.isfinite(x).all():
+    # In blocks: of a mapped set, no more than that is in memory at a time.
+    if not all(np.isfinite(x[at : at + _BLOCK]).all() for at in range(0, len(x), _BLOCK)):
         _fail(name, f"{what} must be finite: impute or drop NaN and infinite values first")
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from fedcore.archive import read_arrays
 from fedcore.data.dataset import Dataset, from_arrays
+from fedcore.data.mapped import map_arrays
 from fedcore.errors import ConfigurationError, DataError
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -40,10 +41,10 @@ class Digits:
 
 @dataclass(frozen=True, slots=True)
 class NpzFile:
-    """A local .npz with x_train, y_train, x_test and y_test.
+    """A local .npz with x_train, y_train, x_test and y_test, or a folder of them as .npy.
 
     Attributes:
-        path: The file; ``~`` is expanded.
+        path: The file, or a folder, which is mapped into memory; ``~`` is expanded.
         clients_key: Name of the array that says who recorded each training example.
         clients_path: Another .npz that holds it, when it is not in `path`.
     """
@@ -155,14 +156,19 @@ def _load_npz(config: NpzFile) -> Dataset:
 
 def _read_npz(path: str, names: tuple[str, ...]) -> list[npt.NDArray[Any]]:
     file = Path(path).expanduser()
-    if not file.is_file():
+    if not file.exists():
         msg = f"data file {path} does not exist: check data.path"
         raise DataError(msg)
+    folder = file.is_dir()
     try:
-        with file.open("rb") as stream:
-            arrays, found = read_arrays(stream, names)
+        if folder:
+            arrays, found = map_arrays(file, names)
+        else:
+            with file.open("rb") as stream:
+                arrays, found = read_arrays(stream, names)
     except (OSError, ValueError) as error:
-        msg = f"data file {path} cannot be read as .npz without pickled objects: {error}"
+        kind = ".npy files" if folder else ".npz"
+        msg = f"data file {path} cannot be read as {kind} without pickled objects: {error}"
         raise DataError(msg) from None
     missing = [name for name in names if name not in arrays]
     if missing:
