@@ -16,10 +16,10 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint types contracts mutate fuzz bench lock clean
+.PHONY: help run test test-slow lint types contracts mutate fuzz bench arm64-proof lock clean
 
 help: ## Print this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run ## Train the quickstart; ARGS="rounds=3" overrides any setting.
 	@$(BIN)/python -m experiments.train experiment=quickstart downlink=delta $(ARGS)
@@ -48,6 +48,9 @@ fuzz: $(VENV)/.dev ## Throw damaged input at every decoder; ARGS="--minutes 30 -
 
 bench: $(VENV)/.run ## Measure speed, bytes and memory.
 	@$(BIN)/python -m experiments.benchmark $(ARGS)
+
+arm64-proof: $(VENV)/.run ## Train and predict on an emulated 64-bit Arm board; needs root.
+	@OMP_NUM_THREADS=1 $(BIN)/python .ci/arm64_proof.py $(ARGS)
 
 lock: $(VENV)/.dev ## Write requirements.lock from what .venv holds now.
 	@$(BIN)/python .ci/lock.py

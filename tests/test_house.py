@@ -24,9 +24,9 @@ SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py
 HEAVY = {"torch", "opacus", "ray"}
 
 TOP_LEVEL = {
-    ".ci", ".editorconfig", ".gitattributes", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md",
-    "LICENSE", "Makefile", "README.md", "SECURITY.md", "clients", "conf", "docs", "experiments",
-    "fedcore", "pyproject.toml", "requirements.lock", "strategies", "tests",
+    ".ci", ".dockerignore", ".editorconfig", ".gitattributes", ".gitignore", "CHANGELOG.md",
+    "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "clients", "conf", "docs",
+    "experiments", "fedcore", "pyproject.toml", "requirements.lock", "strategies", "tests",
 }  # fmt: skip
 
 FLOWER_DOORS = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
