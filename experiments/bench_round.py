@@ -54,8 +54,10 @@ class TimedGrid(WrappedGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Note the time, and pass the messages on."""
-        self.sent.append(time.time())
-        return super().push_messages(messages)
+        batch = list(messages)
+        if batch:
+            self.sent.append(time.time())
+        return super().push_messages(batch)
 
 
 @server_app.main()

@@ -107,11 +107,11 @@ _positive = number(0.0, open_below=True)
 BOARD: Final = (
     Option(
         "poll", "", number(0.01, 3600.0), "SECONDS",
-        "between two questions for work while a round goes on (default: %(default)s)", 0.1,
+        "between two questions for work while a round goes on (default: %(default)s)", 0.2,
     ),
     Option(
         "poll-idle", "", number(0.01, 3600.0), "SECONDS",
-        "at most, when it has been quiet for ten times as long (default: %(default)s)", 3.0,
+        "at most, when it has been quiet for five times as long (default: %(default)s)", 3.0,
     ),
     Option(
         "keep-warm", "", number(0.0, 86_400.0), "SECONDS",

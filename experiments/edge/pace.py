@@ -2,9 +2,10 @@
 
 Flower's SuperNode asks every three seconds, whatever happens. A device that was asked a
 moment ago will be asked again soon: the next stage of a round follows the last one. One
-that has heard nothing for an hour will hardly miss a second. So a pause is a tenth of the
-time that it has been quiet, within two bounds: no message waits for more than a tenth of
-the silence before it, and the number of questions grows with the logarithm of that time.
+that has heard nothing for an hour will hardly miss a second. So a pause is a fifth of the
+time that it has been quiet, within two bounds: no message waits for much more than a fifth
+of the silence before it, and the number of questions grows with the logarithm of that time.
+A question costs the coordinator some milliseconds, and all devices ask.
 
 Pauses are spread by a quarter to either side. Devices that were started together, by the
 same flash of power, do not go on asking together.
@@ -18,7 +19,7 @@ from typing import Final
 
 from fedcore.errors import ConfigurationError
 
-SHARE: Final = 0.1
+SHARE: Final = 0.2
 """Of the time that it has been quiet."""
 SPREAD: Final = 0.25
 
@@ -29,15 +30,15 @@ class Pace:
 
     Attributes:
         fastest: While a round goes on.
-        slowest: When nothing has happened for ten times as long, or longer.
+        slowest: When nothing has happened for five times as long, or longer.
 
     Example:
-        >>> pace = Pace(fastest=0.1, slowest=3.0)
+        >>> pace = Pace(fastest=0.2, slowest=3.0)
         >>> [pace.pause(quiet, 0.5) for quiet in (0.0, 10.0, 3600.0)]
-        [0.1, 1.0, 3.0]
+        [0.2, 2.0, 3.0]
     """
 
-    fastest: float = 0.1
+    fastest: float = 0.2
     slowest: float = 3.0
 
     def __post_init__(self) -> None:
