@@ -9,7 +9,8 @@ real processes. Both arms run the same bundles:
 `stock` is `flower-supernode` as it comes: it starts `flower-superexec`, which starts a
 Python for every message. `edge` is what `deploy node` runs. Seconds are wall time, and
 depend on what else the machine does; processor seconds of a board's processes do not.
-Memory is that of one board's process tree, sampled from outside (`experiments.board_memory`):
+A coordinator with a database does several times the work for each question; without one, it
+forgets its runs when it ends. Memory is that of one board's process tree, sampled from outside (`experiments.board_memory`):
 `alone` is what counts, since five boards on one machine share the pages of libraries.
 """
 
@@ -58,8 +59,7 @@ from fedcore.models import TwoNN
 from fedcore.pipeline import Bonawitz, Uniform
 
 Row: TypeAlias = dict[str, str | int | float]
-Arm: TypeAlias = Literal["stock", "edge"]
-ARMS: Final[tuple[Arm, ...]] = ("stock", "edge")
+Runner: TypeAlias = Literal["stock", "edge"]
 NODES: Final = 5
 TRAINED_ROUNDS: Final = 2
 EXAMPLES: Final = 600
@@ -76,13 +76,17 @@ def measure_deployment(rounds: int = 5) -> list[Row]:
     Args:
         rounds: Without training; the first is reported apart.
     """
-    return [_measure(arm, rounds) for arm in ARMS]
+    return [
+        _measure("stock", rounds, database=True),
+        _measure("edge", rounds, database=True),
+        _measure("edge", rounds, database=False),
+    ]
 
 
-def _measure(arm: Arm, rounds: int) -> Row:
+def _measure(arm: Runner, rounds: int, *, database: bool) -> Row:
     with tempfile.TemporaryDirectory(prefix="fedcore-") as folder, ExitStack() as stack:
         site = Site(Path(folder), stack)
-        site.open(arm)
+        site.open(arm, database=database)
         still = site.run_still(rounds)
         trained, peak, cost = site.run_trained()
         time.sleep(WARM_SECONDS + IDLE_SECONDS)
@@ -91,6 +95,7 @@ def _measure(arm: Arm, rounds: int) -> Row:
         later = seconds[1:] or seconds
         return {
             "arm": arm,
+            "database": "yes" if database else "no",
             "nodes": NODES,
             "rounds": rounds,
             "stages": len(still[-1]["stages"]),
@@ -131,7 +136,7 @@ class Site:
         assert self._coordinator is not None
         return self._coordinator
 
-    def open(self, arm: Arm) -> None:
+    def open(self, arm: Runner, *, database: bool) -> None:
         """Create the keys, start the SuperLink and the boards, and admit them."""
         pki, names = self.folder / "pki", [f"device-{number}" for number in range(NODES)]
         create_parties(
@@ -143,7 +148,11 @@ class Site:
         )
         self._coordinator = coordinator
         prepare(coordinator.state, SystemEntropy())
-        processes = self.stack.enter_context(started(coordinator.commands(), coordinator.state))
+        commands = coordinator.commands()
+        if not database:
+            place = commands["superlink"].index("--database")
+            del commands["superlink"][place : place + 2]
+        processes = self.stack.enter_context(started(commands, coordinator.state))
         self._superlink = processes["superlink"].pid
         authority = coordinator.keys.folder / certificates.CA
         wait_until(lambda: answers(coordinator.port, authority), processes, coordinator.state)
@@ -155,7 +164,7 @@ class Site:
 
     @contextmanager
     def _board(
-        self, arm: Arm, number: int, keys: DeviceKeys
+        self, arm: Runner, number: int, keys: DeviceKeys
     ) -> Iterator[subprocess.Popen[bytes]]:
         state = self.folder / keys.folder.name
         board = Board(

@@ -30,15 +30,19 @@ def beside_stock(rows: Sequence[Mapping[str, object]]) -> bytes:
     for place, (title, unit, key, bar) in enumerate(_PANELS, 1):
         axes = figure.add_subplot(1, len(_PANELS), place)
         dress(axes)
-        _panel(axes, [(str(row["arm"]), float(str(row[key]))) for row in rows], bar)
+        _panel(axes, [(_name(row), float(str(row[key]))) for row in rows], bar)
         axes.set_title(title, fontsize=10.5, color=INK, loc="left")
         axes.set_ylabel(unit)
     return png(figure)
 
 
+def _name(row: Mapping[str, object]) -> str:
+    return f"{row['arm']}" if row["database"] == "yes" else f"{row['arm']},\nno database"
+
+
 def _panel(axes: Axes, bars: Sequence[tuple[str, float]], limit: float) -> None:
     for place, (arm, value) in enumerate(bars):
-        axes.bar(place, value, 0.55, color=_COLOURS[arm])
+        axes.bar(place, value, 0.55, color=_COLOURS[arm.partition(",")[0]])
         axes.annotate(
             f"{value:.3g}", (place, value), xytext=(0, 3), textcoords="offset points",
             ha="center", fontsize=10, color=INK,

@@ -24,10 +24,6 @@ from fedcore.engine import Clock
 from fedcore.engine.flower_private import ErrorCode
 
 POLL_SECONDS = 0.1
-MOST_POLL_SECONDS = 1.0
-QUIET_SHARE = 0.1
-"""Each question costs a SuperLink with a database ten milliseconds: the longer no reply came,
-the less is lost by asking a tenth of that time later."""
 RETRY_AT_ONCE = (0.0,)
 """One more try, without a pause: for engines in which a node is there or is not."""
 RETRY_WITH_PATIENCE = (0.0, 5.0, 15.0, 45.0)
@@ -65,7 +61,6 @@ def exchange(
     """
     asking = _Asking(grid, messages, clock, clock.now() + seconds, retry_after, sent)
     asking.push(dict(messages))
-    last = clock.now()
     while asking.pending or asking.waiting:
         found = False
         for reply in grid.pull_messages(set(asking.pending)) if asking.pending else ():
@@ -78,11 +73,8 @@ def exchange(
         found |= asking.repeat()
         if not (asking.pending or asking.waiting) or clock.now() >= asking.deadline:
             return
-        if found:
-            last = clock.now()
-        else:
-            quiet = QUIET_SHARE * (clock.now() - last)
-            clock.sleep(min(max(quiet, POLL_SECONDS), MOST_POLL_SECONDS))
+        if not found:
+            clock.sleep(POLL_SECONDS)
 
 
 @dataclass(slots=True)
