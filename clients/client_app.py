@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
-from torch import nn
 
 from clients.identity import IdentitySource
 from clients.policy import DevicePolicy
@@ -50,6 +50,9 @@ from fedcore.training import (
     train,
     train_example_level,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def build_client_app(

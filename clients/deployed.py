@@ -3,6 +3,9 @@
     identity, identity-key     who the device is                     `clients.identity`
     authority                  file with the root's public key; rounds of others are refused
     journal, feedback          what a restart must not forget        `clients.journal`
+    state-key                  seals both                            `clients.at_rest`
+    guard-..., nice, oom-score when it works, and how far it stands back  `clients.limits`
+    teacher-path, teacher-key  its own copy of a signed release      `clients.teacher`
     helper-key                 the seed helper that it pins          `clients.policy`
     minimum-cohort, minimum-noise-multiplier, largest-clip           `clients.policy`
     data-path, partition-id    its examples, and its number          `clients.client_app`

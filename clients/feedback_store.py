@@ -3,7 +3,8 @@
 Flower's Context stays on the node, but in the memory of the SuperNode's process: a board
 that loses power loses it, and with it what the device has not sent. A node configuration
 that names a file as `feedback` keeps it there instead, replaced as a whole and on the disk
-before the upload leaves (`fedcore.durable`). The file carries a hash of itself. It holds
+before the upload leaves (`fedcore.durable`). The file carries a hash of itself, and is
+sealed where the configuration names a `state-key` (`clients.at_rest`). Without one it holds
 updates in the clear: it belongs where the training data is.
 """
 
@@ -18,11 +19,14 @@ from typing import Final, Protocol
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 
+from clients.at_rest import seal_of
 from fedcore.durable import replace_file
 from fedcore.errors import ConfigurationError, LocalProtocolError, PeerProtocolError
 from fedcore.pipeline import typed
+from fedcore.sealed import BrokenSealError, Seal
 from fedcore.vectors import RealVector
 
+SEALED_AS: Final = "unsent updates"
 _VECTORS: Final = "fedcore.feedback"
 _SENT: Final = "fedcore.feedback.sent"
 _FORMAT: Final = b"fedcore feedback 1\n"
@@ -63,7 +67,9 @@ class FeedbackStore(Protocol):
 def store_of(context: Context) -> FeedbackStore:
     """Return the file that the node's configuration names as `feedback`, or the Context."""
     path = context.node_config.get("feedback")
-    return OnDisk(Path(path)) if isinstance(path, str) else InContext(context.state)
+    if not isinstance(path, str):
+        return InContext(context.state)
+    return OnDisk(Path(path), seal_of(context.node_config))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +114,15 @@ class InContext:
 
 @dataclass(frozen=True, slots=True)
 class OnDisk:
-    """In a file; made by the first upload. Its folder must exist."""
+    """In a file; made by the first upload. Its folder must exist.
+
+    Attributes:
+        path: Of the file.
+        seal: The device's key for its files; None writes in the clear.
+    """
 
     path: Path
+    seal: Seal | None = None
 
     def load(self) -> LastUpload | None:
         """Return what was kept; None for nothing.
@@ -125,8 +137,13 @@ class OnDisk:
         except OSError as error:
             msg = f"the feedback in {self.path} cannot be read: {error.strerror}"
             raise ConfigurationError(msg) from error
+        damaged = False
+        try:
+            data = data if self.seal is None else self.seal.open(SEALED_AS, data)
+        except BrokenSealError:
+            damaged = True
         body = data[len(_FORMAT) + _HASH_BYTES :]
-        if data != _FORMAT + hashlib.sha256(body).digest() + body:
+        if damaged or data != _FORMAT + hashlib.sha256(body).digest() + body:
             msg = (
                 f"the feedback in {self.path} is damaged: restore the disk, or delete the file to "
                 "go on without the updates that it kept"
@@ -157,8 +174,12 @@ class OnDisk:
             before=np.zeros(0, np.float32) if last.before is None else last.before,
         )
         body = file.getvalue()
+        whole = _FORMAT + hashlib.sha256(body).digest() + body
         try:
-            replace_file(self.path, _FORMAT + hashlib.sha256(body).digest() + body)
+            if self.seal is None:
+                replace_file(self.path, whole)
+            else:
+                self.seal.write(self.path, SEALED_AS, whole)
         except OSError as error:
             msg = (
                 f"the feedback in {self.path} cannot be kept ({error.strerror}), so nothing may be "

@@ -12,8 +12,9 @@ is later than every claim before it. That keeps the journal to one line a run. R
 never forgotten: a journal that is full refuses new runs.
 
 The file is replaced as a whole (`fedcore.durable`), so a process that is killed leaves
-the old or the new one. It carries a hash of itself: a damaged
-journal refuses everything until somebody has looked at it. A lock beside it keeps two
+the old or the new one. It carries a hash of itself, and is sealed where the node's
+configuration names a `state-key` (`clients.at_rest`): a damaged journal, or another
+device's, refuses everything until somebody has looked at it. A lock beside it keeps two
 processes of one device from claiming the same answer.
 """
 
@@ -31,12 +32,15 @@ from typing import Final, TypeAlias
 
 from flwr.app import Context
 
+from clients.at_rest import seal_of
 from clients.participation import Spacing
 from fedcore.durable import beside, open_private, replace_file
 from fedcore.errors import ConfigurationError, PeerProtocolError
+from fedcore.sealed import OVERHEAD, Seal
 
 MOST_RUNS: Final = 4096
 MOST_ID_BYTES: Final = 128
+SEALED_AS: Final = "answers"
 _FORMAT: Final = "fedcore answers 1"
 _LIMIT: Final = 1 << 48
 """As in a round plan; every smaller number is exact in JSON."""
@@ -72,6 +76,7 @@ class AnsweredJournal:
     Attributes:
         path: The file; made by the first claim. Its folder must exist, and belongs on a
             disk that is not restored from backups without also retiring the identity.
+        seal: The device's key for its files; None writes in the clear.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -85,6 +90,7 @@ attempt 1, stage 0 and answers later ones only, asked for round 3, attempt 1, st
     """
 
     path: Path
+    seal: Seal | None = None
 
     def claim(self, run_id: str, answer: Answer, spacing: Spacing | None = None) -> None:
         """Note `answer` durably; only then may it be given.
@@ -101,7 +107,7 @@ attempt 1, stage 0 and answers later ones only, asked for round 3, attempt 1, st
                 answers = self._read()
                 self._refuse(run_id, answer, answers)
                 counted = _count(answer, answers.get(run_id), spacing)
-                replace_file(self.path, _format({**answers, run_id: counted}))
+                self._write(_format({**answers, run_id: counted}))
         except OSError as error:
             msg = (
                 f"the journal {self.path} cannot be kept ({error.strerror}), so nothing may be "
@@ -140,17 +146,23 @@ attempt 1, stage 0 and answers later ones only, asked for round 3, attempt 1, st
     def _read(self) -> dict[str, Answer]:
         try:
             with self.path.open("rb") as file:
-                data = file.read(_MOST_BYTES + 1)
+                data = file.read(_MOST_BYTES + OVERHEAD + 1)
         except FileNotFoundError:
             return {}
         try:
-            return _parse(data)
+            return _parse(data if self.seal is None else self.seal.open(SEALED_AS, data))
         except (ValueError, TypeError, PeerProtocolError, RecursionError) as error:
             msg = (
                 f"the journal {self.path} is damaged, so nothing may be answered: restore the "
                 "disk, or enroll the device anew, with a new identity and a new journal"
             )
             raise ConfigurationError(msg) from error
+
+    def _write(self, data: bytes) -> None:
+        if self.seal is None:
+            replace_file(self.path, data)
+        else:
+            self.seal.write(self.path, SEALED_AS, data)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -168,7 +180,9 @@ JournalSource: TypeAlias = Callable[[Context], AnsweredJournal | None]
 def journal_of(context: Context) -> AnsweredJournal | None:
     """Return the journal that the node's configuration names; None if it names none."""
     path = context.node_config.get("journal")
-    return AnsweredJournal(Path(path)) if isinstance(path, str) else None
+    if not isinstance(path, str):
+        return None
+    return AnsweredJournal(Path(path), seal_of(context.node_config))
 
 
 def _format(answers: Mapping[str, Answer]) -> bytes:

@@ -64,7 +64,13 @@ def _suite(name: str, size: str = "quick") -> Callable[[int, int], Sequence[Mapp
             from experiments.bench_codec import measure_codecs  # noqa: PLC0415 - as the others
 
             return lambda _nodes, _rounds: measure_codecs(size)
-    msg = f"suite must be engine, workers, secagg, dme, noise or codec, got {name!r}"
+        case "deployment":
+            from experiments.bench_deployment import (  # noqa: PLC0415 - as the others
+                measure_deployment,
+            )
+
+            return lambda _nodes, rounds: measure_deployment(rounds)
+    msg = f"suite must be engine, workers, secagg, dme, noise, codec or deployment, got {name!r}"
     raise ConfigurationError(msg)
 
 
@@ -83,6 +89,10 @@ def _pictures(name: str, rows: Sequence[Mapping[str, object]]) -> dict[str, byte
             from experiments.bench_codec import draw_codecs  # noqa: PLC0415 - as above
 
             return {"nanoseconds.png": draw_codecs(rows)}
+        case "deployment":
+            from experiments.plots_deployment import beside_stock  # noqa: PLC0415 - as above
+
+            return {"deployment.png": beside_stock(rows)}
     return {}
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from experiments import deploying, enrollment
+from experiments.node_options import MOST_DEVICES, add_node_options, whole
 
 PORT: Final = 9092
 PUBLIC_PORT: Final = 8443
-NODE_PORT: Final = 9094
-MOST_DEVICES: Final = 65_520
 Parser = argparse.ArgumentParser
 
 
@@ -40,13 +38,13 @@ def _add_certs(groups: Any, exits: str) -> None:
         help="under which devices reach the coordinator; may be repeated (always: localhost)",
     )  # fmt: skip
     leaf.add_argument(
-        "--count", type=_whole(1, MOST_DEVICES), required=True, metavar="N", help="of devices"
+        "--count", type=whole(1, MOST_DEVICES), required=True, metavar="N", help="of devices"
     )
     leaf.add_argument(
         "--prefix", type=_name, default="device-", help="of their names (default: device-)"
     )
     leaf.add_argument(
-        "--days", type=_whole(1, enrollment.MOST_DAYS), default=365, metavar="N",
+        "--days", type=whole(1, enrollment.MOST_DAYS), default=365, metavar="N",
         help="how long all of it is valid (default: 365)",
     )  # fmt: skip
     leaf.set_defaults(run=deploying.certs)
@@ -62,7 +60,7 @@ def _add_superlink(groups: Any, exits: str) -> None:
     )  # fmt: skip
     _add_coordinator(leaf)
     leaf.add_argument(
-        "--public-port", type=_whole(1, 65_535), default=PUBLIC_PORT, metavar="N",
+        "--public-port", type=whole(1, 65_535), default=PUBLIC_PORT, metavar="N",
         help=f"on which nginx serves devices (default: {PUBLIC_PORT})",
     )  # fmt: skip
     _add_unit(leaf)
@@ -72,9 +70,10 @@ def _add_superlink(groups: Any, exits: str) -> None:
 def _add_node(groups: Any, exits: str) -> None:
     leaf = groups.add_parser(
         "node", help="on a device: take part until stopped",
-        description="Start Flower's SuperNode with the device's keys, journal and demands.",
-        epilog="Exit status: 0 after SIGINT or SIGTERM, 1 if Flower ended by itself (start it "
-        f"again after a minute), 2 if an argument or a file is wrong. {exits}",
+        description="Run Flower's device side, with the device's keys, journal and demands: one "
+        "process for the network, and one for apps that is there while messages come.",
+        epilog="Exit status: 0 after SIGINT or SIGTERM, 1 if the coordinator refuses this device, "
+        f"2 if an argument or a file is wrong. {exits}",
     )  # fmt: skip
     leaf.add_argument(
         "--keys", type=Path, required=True, metavar="DIR", help="the device's folder, of certs"
@@ -85,29 +84,15 @@ def _add_node(groups: Any, exits: str) -> None:
         help="where the coordinator is reached",
     )  # fmt: skip
     leaf.add_argument(
-        "--partition", type=_whole(0, MOST_DEVICES - 1), required=True, metavar="N",
+        "--partition", type=whole(0, MOST_DEVICES - 1), required=True, metavar="N",
         help="the device's number, from 0; without --data also its share of the job's data set",
     )  # fmt: skip
     leaf.add_argument("--data", type=Path, metavar="FILE", help="its own examples, an .npz file")
     leaf.add_argument(
-        "--port", type=_whole(1, 65_535), default=NODE_PORT, metavar="N",
-        help=f"on loopback, one for each node of a machine (default: {NODE_PORT})",
+        "--state-key", type=Path, metavar="FILE",
+        help="the key that seals what is in --state, made if missing (default: STATE/state.key)",
     )  # fmt: skip
-    leaf.add_argument(
-        "--minimum-cohort", type=_whole(2, MOST_DEVICES), metavar="N",
-        help="refuse rounds of fewer devices (default: 2)",
-    )  # fmt: skip
-    leaf.add_argument(
-        "--minimum-noise", type=_positive, metavar="X",
-        help="refuse rounds whose devices add less noise than this multiplier",
-    )  # fmt: skip
-    leaf.add_argument(
-        "--largest-clip", type=_positive, metavar="X", help="refuse a larger bound on the norm"
-    )
-    leaf.add_argument(
-        "--rehearse", type=_whole(0, (1 << 62) - 1), metavar="SEED",
-        help="draw masks and noise from a number: a trial with public data, protecting nobody",
-    )  # fmt: skip
+    add_node_options(leaf)
     _add_unit(leaf)
     leaf.set_defaults(run=deploying.node)
 
@@ -163,7 +148,7 @@ def _add_coordinator(leaf: Parser) -> None:
     )
     _add_state(leaf)
     leaf.add_argument(
-        "--port", type=_whole(1, 65_535), default=PORT, metavar="N",
+        "--port", type=whole(1, 65_535), default=PORT, metavar="N",
         help=f"of the SuperLink, on loopback (default: {PORT})",
     )  # fmt: skip
 
@@ -185,30 +170,6 @@ def _add_output(leaf: Parser) -> None:
     leaf.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="a new folder for the results"
     )
-
-
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    """Return what takes a whole number of a range."""
-
-    def take(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text[:20]) <= most:
-            msg = f"must be in {least}..{most}, got {text:.20}"
-            raise argparse.ArgumentTypeError(msg)
-        return int(text)
-
-    return take
-
-
-def _positive(text: str) -> float:
-    """Take a positive number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        msg = f"must be positive and finite, got {text:.20}"
-        raise argparse.ArgumentTypeError(msg)
-    return value
 
 
 def _name(text: str) -> str:

@@ -15,22 +15,29 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from experiments.edge.pace import Pace
+from experiments.node_options import REHEARSAL, arguments, configured
 from experiments.parties import AUTHORITY, CoordinatorKeys, DeviceKeys, create_parties
 from experiments.processes import (
     LOOPBACK,
+    STATE_KEY,
     Board,
     Coordinator,
+    Setting,
     answers,
+    board_environment,
     prepare,
+    prepare_board,
     proxy_configuration,
     started,
-    toml,
     unit,
     wait_forever,
     wait_until,
@@ -44,7 +51,6 @@ from fedcore.keyfiles import load_authority, read_file
 if TYPE_CHECKING:
     from fedcore.job import Job
 
-REHEARSAL: Final = "rehearsal-seed"
 _WARNING: Final = "a rehearsal: masks and noise follow from the seed and protect nobody"
 
 
@@ -89,25 +95,18 @@ def superlink(options: argparse.Namespace, now: int) -> list[Any]:
 
 
 def node(options: argparse.Namespace, now: int) -> list[Any]:
-    """Take part until stopped."""
+    """Take part until stopped: this process becomes the board's first one."""
     del now
-    keys = DeviceKeys(options.keys.resolve())
-    keys.check()
-    board = Board(keys, options.state.resolve(), options.superlink, options.port)
-    settings = _node_settings(options, board)
+    board = _board(options)
+    board.keys.check()
+    settings = board.settings(_node_settings(options, board))
     if options.unit:
         return [unit("node", _node_arguments(options))]
-    prepare(board.state, SystemEntropy())
-    (board.state / "node.toml").write_text(toml(settings), encoding="utf-8")
-    if REHEARSAL in settings:
+    prepare_board(board, settings, SystemEntropy())
+    if REHEARSAL in settings.node_config:
         print(_WARNING, flush=True)
-    log = board.state / "supernode.log"
-    log.write_bytes(b"")  # of this start only: its end is what an error shows
-    with started(board.commands(), board.state) as processes:
-        wait_until(lambda: b"SuperNode ID" in log.read_bytes(), processes, board.state)
-        print(f"connected to {board.superlink}, logs in {board.state}", flush=True)
-        wait_forever(processes, board.state)
-    return ["stopped"]
+    sys.stdout.flush()
+    os.execve(board.command[0], board.command, board_environment(board.state))  # noqa: S606
 
 
 def submit(options: argparse.Namespace, now: int) -> list[Any]:
@@ -175,6 +174,18 @@ def _coordinator(options: argparse.Namespace) -> Coordinator:
     )
 
 
+def _board(options: argparse.Namespace) -> Board:
+    state = options.state.resolve()
+    return Board(
+        DeviceKeys(options.keys.resolve()),
+        state,
+        options.superlink,
+        state_key=state / STATE_KEY if options.state_key is None else options.state_key.resolve(),
+        pace=Pace(options.poll, max(options.poll, options.poll_idle)),
+        warm_seconds=options.keep_warm,
+    )
+
+
 def _flags(options: argparse.Namespace, *names: str) -> list[str]:
     """Return options that are paths as arguments, independent of the current folder."""
     given = {name: getattr(options, name) for name in names}
@@ -182,38 +193,33 @@ def _flags(options: argparse.Namespace, *names: str) -> list[str]:
         part
         for name, path in given.items()
         if path is not None
-        for part in (f"--{name}", str(path.resolve()))
+        for part in (f"--{name.replace('_', '-')}", str(path.resolve()))
     ]
 
 
 def _node_arguments(options: argparse.Namespace) -> list[str]:
     """Return the arguments of this very node."""
-    plain = ("superlink", "partition", "port", "minimum_cohort", "minimum_noise", "largest_clip")
-    arguments = ["node", *_flags(options, "keys", "state", "data")]
-    for name in (*plain, "rehearse"):
-        if getattr(options, name) is not None:
-            arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    return arguments
+    return [
+        *("node", *_flags(options, "keys", "state", "data", "state_key")),
+        *("--superlink", options.superlink, "--partition", str(options.partition)),
+        *arguments(options),
+    ]
 
 
-def _node_settings(options: argparse.Namespace, board: Board) -> dict[str, str | float | bool]:
+def _node_settings(options: argparse.Namespace, board: Board) -> dict[str, Setting]:
     """Return the node's configuration: files, number, and what its owner demands."""
-    settings: dict[str, str | float | bool] = {
+    settings: dict[str, Setting] = {
         **board.keys.settings(),
         "partition-id": options.partition,
         "journal": str(board.state / "answered"),
         "feedback": str(board.state / "unsent"),
+        "state-key": str(board.state_key),
+        **configured(options),
     }
     if options.data is not None:
         read_file(options.data)
         settings["data-path"] = str(options.data.resolve())
-    demands = {
-        "minimum-cohort": options.minimum_cohort,
-        "minimum-noise-multiplier": options.minimum_noise,
-        "largest-clip": options.largest_clip,
-        REHEARSAL: options.rehearse,
-    }
-    return settings | {key: value for key, value in demands.items() if value is not None}
+    return settings
 
 
 def _job(options: argparse.Namespace, authority: Path) -> Job:

@@ -1,7 +1,7 @@
 """Flower's processes of one machine: how they are called, started and stopped together.
 
     coordinator    flower-superlink, and flower-superexec that starts ServerApps
-    device         flower-supernode, and flower-superexec that starts ClientApps
+    device         one process that forks two more (`experiments.edge`)
 
 `--isolation process` keeps the two of a machine apart, with a secret file between them:
 in Flower's default, whoever reaches the port may fetch a task and the model with it. The
@@ -23,25 +23,33 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Final, TypeAlias
 
 from experiments import certificates
+from experiments.edge.pace import Pace
+from experiments.edge.settings import FILE as SETTINGS
+from experiments.edge.settings import Settings
 from experiments.parties import NODE_KEY, CoordinatorKeys, DeviceKeys
 from fedcore.crypto import Entropy
+from fedcore.durable import replace_file
 from fedcore.errors import ConfigurationError, FedcoreError
 from fedcore.keyfiles import SECRET_MODE, create, read_file
+from fedcore.sealed import KEY_BYTES, Seal
 
 LOOPBACK: Final = "127.0.0.1"
+STATE_KEY: Final = "state.key"
 SECRET: Final = "superexec.secret"  # noqa: S105 - the name of a file
 READY_SECONDS: Final = 180.0
 """For the slowest board: importing Flower takes a second on a desktop."""
+WARM_SECONDS: Final = 60.0
+Setting: TypeAlias = str | int | float | bool
 _POLL_SECONDS: Final = 0.2
 _STOP_SECONDS: Final = 20.0
 _TAIL_LINES: Final = 8
-_WARM: Final = Path(__file__).parent / "warm_superexec.py"
+_EDGE: Final = Path(__file__).parent / "edge"
 """Called by its path: what it forks must not have this repository on its path."""
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 
@@ -94,35 +102,48 @@ class Board:
 
     Attributes:
         keys: Its folder of `experiments.parties`.
-        state: Folder for the node configuration, the journal, the logs and the secret.
+        state: Folder for what a restart must not forget, and the logs.
         superlink: Host and port of the coordinator.
-        port: Of the SuperNode's own API, on loopback; one for each node of a machine.
+        state_key: File with the key that seals what is in `state`.
+        pace: How often the coordinator is asked for work.
+        warm_seconds: How long an app stays loaded after its last message.
     """
 
     keys: DeviceKeys
     state: Path
     superlink: str
-    port: int
+    state_key: Path
+    pace: Pace = field(default_factory=Pace)
+    warm_seconds: float = WARM_SECONDS
 
-    def commands(self) -> dict[str, list[str]]:
-        """Return the command of each process, by the name of its log."""
-        secret = str(self.state / SECRET)
-        return {
-            "supernode": [
-                program("flower-supernode"),
-                *("--root-certificates", str(self.keys.folder / certificates.CA)),
-                *("--superlink", self.superlink),
-                *("--auth-supernode-private-key", str(self.keys.folder / NODE_KEY)),
-                *("--node-config", str(self.state / "node.toml")),
-                *("--isolation", "process", "--superexec-auth-secret-file", secret),
-                *("--host", LOOPBACK, "--port", str(self.port)),
-            ],
-            "superexec": [
-                *(sys.executable, str(_WARM)),
-                *("--runtime-api-address", f"{LOOPBACK}:{self.port}", "--insecure"),
-                *("--superexec-auth-secret-file", secret, "--parent-pid", str(os.getpid())),
-            ],
-        }
+    def settings(self, node_config: Mapping[str, Setting]) -> Settings:
+        """Return what the processes read from STATE/board.json."""
+        return Settings(
+            superlink=self.superlink,
+            authority=str(self.keys.folder / certificates.CA),
+            node_key=str(self.keys.folder / NODE_KEY),
+            state=str(self.state),
+            state_key=str(self.state_key),
+            node_config=node_config,
+            pace=self.pace,
+            warm_seconds=self.warm_seconds,
+        )
+
+    @property
+    def command(self) -> list[str]:
+        """The command of the first process; it starts the others."""
+        return [sys.executable, str(_EDGE), str(self.state / SETTINGS)]
+
+
+def board_environment(state: Path) -> dict[str, str]:
+    """Return the environment of a board's processes, in which memory goes back to the system."""
+    return {
+        **environment(state),
+        # glibc keeps an arena a thread, and what was freed: megabytes on a board.
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_TRIM_THRESHOLD_": "131072",
+        "MALLOC_MMAP_THRESHOLD_": "131072",
+    }
 
 
 def program(name: str) -> str:
@@ -161,6 +182,20 @@ def prepare(state: Path, entropy: Entropy) -> None:
         read_file(state / SECRET, secret=True)
     else:
         create({state / SECRET: (entropy.draw("superexec", 32), SECRET_MODE)})
+
+
+def prepare_board(board: Board, settings: Settings, entropy: Entropy) -> None:
+    """Make the folder of a device's state, the key that seals it, and what processes read.
+
+    Raises:
+        ConfigurationError: Others may read the key, or a file cannot be written.
+    """
+    board.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not board.state_key.exists():
+        key = entropy.draw("state-key", KEY_BYTES)
+        create({board.state_key: (key, SECRET_MODE)})
+    Seal(read_file(board.state_key, secret=True))
+    replace_file(board.state / SETTINGS, settings.to_json().encode("utf-8"))
 
 
 def toml(settings: Mapping[str, str | float | bool]) -> str:

@@ -30,7 +30,7 @@ _ROOT: Final = Path(__file__).parents[1]
 _POLL_SECONDS: Final = 2.0
 _ASK_EVERY: Final = 10
 """Looks at the run's files before the SuperLink is asked: each question starts a process."""
-_MANIFEST: Final = """\
+MANIFEST: Final = """\
 [build-system]
 requires = ["setuptools>=77"]
 build-backend = "setuptools.build_meta"
@@ -94,15 +94,20 @@ def write_connection(coordinator: Coordinator) -> None:
     (home / "config.toml").write_text(text, encoding="utf-8")
 
 
-def write_bundle(folder: Path) -> None:
-    """Write the app that is sent to ServerApp and devices into a new folder."""
+def write_bundle(folder: Path, manifest: str = MANIFEST) -> None:
+    """Write the app that is sent to ServerApp and devices into a new folder.
+
+    Args:
+        folder: New, or replaced.
+        manifest: Names the two apps.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     for name in PACKAGES:
         for path in (_ROOT / name).rglob("*.py"):
             target = folder / path.relative_to(_ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    (folder / "pyproject.toml").write_text(_MANIFEST, encoding="utf-8")
+    (folder / "pyproject.toml").write_text(manifest, encoding="utf-8")
 
 
 def flwr(coordinator: Coordinator, *arguments: str) -> dict[str, Any]:
