@@ -22,10 +22,11 @@ from flwr.app import Context, RecordDict
 from clients.deployed import entropy_of, policy_of
 from experiments import deploy, submission
 from experiments.deployed import DeployedRecorder, write_model
+from experiments.following import RunFailedError, describe_round, judge
 from experiments.parties import CoordinatorKeys, DeviceKeys
 from experiments.processes import Board, Coordinator, EndedError, check_alive, proxy_configuration
 from experiments.processes import toml as as_toml
-from experiments.submission import RunFailedError, describe_round, judge, write_bundle
+from experiments.submission import write_bundle
 from fedcore.crypto import ReplayedEntropy, SystemEntropy
 from fedcore.errors import ConfigurationError
 from fedcore.job import Job
