@@ -351,7 +351,7 @@ def describe_round(line: Mapping[str, Any]) -> str:
     epsilon = line["epsilon"]
     spent = f"{epsilon:.3g}" if isinstance(epsilon, float) else epsilon
     aborted = f", aborted: {line['aborted'][-1]}" if line["aborted"] else ""
-    said = "".join(f"; {count} said: {text}" for text, count in line.get("errors", {}).items())
+    said = "".join(f"; {count} said: {text}" for text, count in line.get("refusals", {}).items())
     return (
         f"round {line['round']}: {line['survivors']} of {line['invited']} devices{tested}, "
         f"epsilon {spent}, {line['seconds']:.0f} s{aborted}{said}"
