@@ -173,6 +173,8 @@ def test_the_proxy_passes_the_fleet_api_on_and_nothing_else(pki, tmp_path):
     assert set(locations) == {"/v1/fleet/", "/"}
     assert "proxy_pass https://127.0.0.1:9092/v1/fleet/;" in locations["/v1/fleet/"]
     assert "proxy_ssl_verify on;" in locations["/v1/fleet/"]
+    # nginx compares names only; this one is in every server's certificate.
+    assert "proxy_ssl_name localhost;" in locations["/v1/fleet/"]
     assert locations["/"].split() == ["return", "404;"]
     assert "listen 8443 ssl;" in text
     assert f"ssl_certificate {pki / 'coordinator' / 'server.crt'};" in text
