@@ -32,16 +32,16 @@ def test_a_policy_that_refuses_a_plan_is_told_in_the_report(plan, caplog):
     assert f"10 devices said: PeerProtocolError: {WANTED}" in caplog.text
 
 
-def test_one_device_that_refuses_costs_the_others_nothing_and_is_told():
+def test_one_device_that_fails_costs_the_others_nothing_and_is_told_without_its_data():
     def train(message, client):
         if client == 4:
-            msg = "its file is gone"
-            raise OSError(msg)
+            float("Ada Lovelace, 36")
         return pull(message, client)
 
     (report,) = play(client_app(train=train), ROOMY).reports
     assert report.survivors == 9
-    assert report.refusals == {"OSError: its file is gone": 1}
+    failed = "TrainingFailedError: the train function failed with ValueError: see the device's log"
+    assert report.refusals == {failed: 1}
 
 
 def test_a_silent_device_says_nothing():
