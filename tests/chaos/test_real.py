@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import ssl
+import subprocess
 import time
 from random import Random
 
@@ -12,7 +13,8 @@ import pytest
 
 from tests.chaos.campaign import Campaign, overrides
 from tests.chaos.faults import Fault
-from tests.chaos.federation import INSTALL_NGINX, Federation, Run
+from tests.chaos.federation import INSTALL_NGINX, ROOT, Federation, Run, deploy_command
+from tests.chaos.invariants import TRACE, evidence_in, lines_of, violations
 
 pytestmark = pytest.mark.slow
 
@@ -68,16 +70,14 @@ def test_a_device_whose_owner_demands_more_refuses_and_the_coordinator_hears_why
     before = party.command
     party.command = [*before, "--minimum-cohort", "50"]
     try:
-        party.send(signal.SIGTERM, party.tree()[:1])
-        federation.settle(5.0)
-        back_online(federation)
+        restarted(federation, party)
         run = Run(federation, output, overrides(DEVICES, 1, SEED))
         until_over(federation, run)
-        (line,) = [json.loads(text) for text in (output / "metrics.jsonl").read_text().splitlines()]
+        (line,) = lines_of(output / "metrics.jsonl")
         summary = json.loads((output / "summary.json").read_text())
     finally:
         party.command = before
-        party.send(signal.SIGTERM, party.tree()[:1])
+        restarted(federation, party)
     assert line["survivors"] == DEVICES - 1
     said = (
         "PeerProtocolError: this device's policy demands at least 50 invited clients, found 5; "
@@ -88,8 +88,36 @@ def test_a_device_whose_owner_demands_more_refuses_and_the_coordinator_hears_why
     assert said in run.party.log.read_text()
 
 
+def test_a_node_that_the_root_did_not_enroll_is_never_invited(federation):
+    """The coordinator admitted it, and perhaps invented it; its identity is another root's."""
+    other = federation.folder / "other"
+    subprocess.run(
+        deploy_command("certs", "--out", other, "--count", 1),
+        cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    party, keys = federation.parties["node-2"], other / "device-1"
+    for name in ("ca.crt", "node.auth"):
+        shutil.copyfile(federation.pki / "device-3" / name, keys / name)
+    before = party.command
+    party.command = [
+        str(keys) if part == str(federation.pki / "device-3") else part for part in before
+    ]
+    try:
+        restarted(federation, party)
+        run = Run(federation, federation.folder / "stranger", overrides(DEVICES, 1, SEED))
+        until_over(federation, run)
+    finally:
+        party.command = before
+        restarted(federation, party)
+    (line,) = lines_of(run.output / "metrics.jsonl")
+    assert (line["survivors"], line["lost"]) == (DEVICES - 1, {"identify": 1})
+    number = {v: k for k, v in federation.numbers().items()}[2]
+    asked = [line for line in lines_of(run.output / TRACE) if line["event"] == "asked"]
+    assert {line["stage"] for line in asked if line["node"] in {"2", number}} == {"identify"}
+    assert violations(evidence_in(run.output, federation.numbers())) == []
+
+
 def test_whoever_is_killed_at_whichever_stage_no_sum_is_wrong_and_no_entry_lost(federation):
-    back_online(federation)
 
     def faults(random, round_number, devices):
         return [
@@ -106,10 +134,14 @@ def test_whoever_is_killed_at_whichever_stage_no_sum_is_wrong_and_no_entry_lost(
     assert set(campaign.done) == {kind for faults in SCRIPT.values() for kind, _, _ in faults}
 
 
-def back_online(federation):
+def restarted(federation, party):
+    """Have a device's command start again, and wait until all devices are online."""
+    starts = party.starts
+    party.send(signal.SIGTERM, party.tree()[:1])
     deadline = time.monotonic() + 300
-    while federation.online() < DEVICES and time.monotonic() < deadline:
-        federation.settle(3.0)
+    while party.starts == starts or federation.online() < DEVICES:
+        federation.settle(1.0)
+        assert time.monotonic() < deadline
 
 
 def until_over(federation, run):
