@@ -167,7 +167,10 @@ class Following:
             try:
                 status, details = self._watch(run_id)
             except KeyboardInterrupt:
-                self.link.stop(run_id)
+                try:
+                    self.link.stop(run_id)
+                except ConfigurationError as error:
+                    self.say(f"run {run_id} may go on, it could not be stopped: {error}")
                 raise
             if self._is_final(status):
                 summary = judge(self.output, status, details)
@@ -232,9 +235,18 @@ class Following:
                 self._tell()
                 return status, details
             if gone >= _LOOKS_GONE and not (self.output / SUMMARY).exists():
-                self._patiently(lambda: self.link.stop(run_id))
+                self._patiently(lambda: self._stop(run_id))
                 return status, "its ServerApp died"
             self.sleep(_POLL_SECONDS)  # it has written its summary and is about to end
+
+    def _stop(self, run_id: str) -> None:
+        """Stop a run that may have been stopped meanwhile."""
+        try:
+            self.link.stop(run_id)
+        except UnreachableError:
+            raise
+        except ConfigurationError:
+            return
 
     def _patiently(self, ask: Callable[[], T]) -> T:
         """Ask a SuperLink that may be away for some time."""

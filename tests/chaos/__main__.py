@@ -8,6 +8,7 @@ two kinds are counted apart. Exit status 1 if anything that must hold did not.
 import argparse
 import logging
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ def say(text: str) -> None:
     pass
 
 
-def real(options: argparse.Namespace, folder: Path) -> Campaign | None:
+def real(options: argparse.Namespace, folder: Path) -> Campaign:
     """Hold the real rounds."""
     federation = Federation(folder, options.devices, options.seed)
     campaign = Campaign(federation, Random(options.seed), say, folder / "chaos.jsonl")
@@ -64,6 +65,7 @@ def main() -> int:
     folder = (options.out or Path(tempfile.mkdtemp(prefix="chaos-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     logging.disable(logging.CRITICAL)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-virtual-") as scratch:
         played = virtual_campaign(options.virtual, options.seed, Path(scratch), say)

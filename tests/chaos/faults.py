@@ -10,7 +10,6 @@
 A fault names a round and a stage, and happens when the trace says that this stage began.
 """
 
-import os
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 from random import Random
 
 from fedcore.pipeline.envelope import IDENTIFY, STAGES
+from tests.chaos import proc
 from tests.chaos.federation import ROOT, Federation, Party, Run, deploy_command
 from tests.chaos.traced import ON_REPLIES, ON_REQUESTS, REPLAY
 
@@ -94,8 +94,6 @@ def freeze_node(federation: Federation, run: Run, fault: Fault) -> Undo:
 
 
 def _frozen(pids: list[int]) -> Undo:
-    from tests.chaos import proc  # noqa: PLC0415 - beside its only use
-
     proc.send(pids, signal.SIGSTOP)
 
     def thaw() -> str:
@@ -166,8 +164,8 @@ def damage_checkpoint(federation: Federation, run: Run, fault: Fault) -> Undo:
 def set_clock(seconds: float) -> Callable[[Federation, Run, Fault], Undo]:
     def hurt(federation: Federation, run: Run, fault: Fault) -> Undo:
         party = _node(federation, fault)
-        path = os.pathsep.join([str(SKEWED), str(ROOT)])
-        party.surroundings = {"PYTHONPATH": path, SKEW: str(seconds)}
+        # Not this repository: an app has to come from the bundle that was sent.
+        party.surroundings = {"PYTHONPATH": str(SKEWED), SKEW: str(seconds)}
         party.send(signal.SIGTERM, party.tree()[:1])
 
         def heal() -> str:

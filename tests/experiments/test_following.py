@@ -301,7 +301,12 @@ def test_a_server_app_that_died_is_noticed_before_the_superlink_notices(tmp_path
             alive[1].kill()
             alive[1].wait()
 
-    stage.sleep = sleeping
+    def stopped_already(run_id):
+        stage.stopped.append(run_id)
+        msg = "it is finished"
+        raise ConfigurationError(msg)
+
+    stage.sleep, stage.stop = sleeping, stopped_already
     try:
         assert stage.following().start() == WHOLE
     finally:
@@ -309,6 +314,23 @@ def test_a_server_app_that_died_is_noticed_before_the_superlink_notices(tmp_path
     assert stage.stopped == ["1"]
     assert "run 1 is lost (its ServerApp died): going on from its checkpoint" in stage.said
     assert stage.time < 30
+
+
+@pytest.mark.parametrize("error", [ConfigurationError, UnreachableError])
+def test_a_run_that_cannot_be_stopped_is_named_after_an_interrupt(tmp_path, error):
+    stage = Stage(tmp_path, lambda stage: ["running"])
+
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    def refusing(run_id):
+        msg = "gone"
+        raise error(msg)
+
+    stage.sleep, stage.stop = interrupted, refusing
+    with pytest.raises(KeyboardInterrupt):
+        stage.following().start()
+    assert "run 1 may go on, it could not be stopped: gone" in stage.said
 
 
 def test_a_server_app_that_was_given_up_but_lives_is_never_joined_by_a_second(tmp_path):
