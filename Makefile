@@ -16,7 +16,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint types contracts mutate fuzz bench arm64-proof lock clean
+.PHONY: help run test test-slow lint types contracts mutate fuzz chaos nginx bench arm64-proof lock clean
 
 help: ## Print this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ run: $(VENV)/.run ## Train the quickstart; ARGS="rounds=3" overrides any setting
 test: lint types contracts ## Lint, types, layers, then every test that is not slow.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.dev ## The tests marked slow: real engines, whole training runs.
+test-slow: $(VENV)/.dev nginx ## The tests marked slow: real engines, whole training runs.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ] # 5: none is slow
 
 lint: $(VENV)/.dev ## Style: ruff's rules and its format.
@@ -45,6 +45,15 @@ mutate: $(VENV)/.dev ## Break fedcore/secagg in many ways; every break should fa
 
 fuzz: $(VENV)/.dev ## Throw damaged input at every decoder; ARGS="--minutes 30 --seed 7".
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(ARGS)
+
+chaos: $(VENV)/.dev nginx ## Hurt a real federation at every stage; ARGS="--rounds 20 --seed 7".
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $(ARGS)
+
+nginx: # The public door of a deployment, which only its tests need: installed where that is possible.
+	@command -v nginx >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		apt-get update -qq && apt-get install -y -qq nginx-light >/dev/null; } || \
+		{ echo "these tests need nginx: apt-get install nginx-light, or what your system calls it" >&2; \
+		exit 1; }
 
 bench: $(VENV)/.run ## Measure speed, bytes and memory.
 	@$(BIN)/python -m experiments.benchmark $(ARGS)

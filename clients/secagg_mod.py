@@ -43,7 +43,7 @@ from clients.policy import DevicePolicy
 from clients.requests import request_digest
 from fedcore.crypto import Entropy, SystemEntropy
 from fedcore.engine import to_arrays, to_record
-from fedcore.errors import ConfigurationError, PeerProtocolError
+from fedcore.errors import ConfigurationError, FedcoreError, PeerProtocolError
 from fedcore.pipeline import (
     BOX,
     RECORD,
@@ -83,6 +83,10 @@ from fedcore.vectors import Layout, RingVector
 EntropySource: TypeAlias = Callable[[Context], Entropy]
 """Gives a node its randomness; the operating system's unless a simulation replays."""
 _WORK: Final = frozenset((MessageType.TRAIN, MessageType.EVALUATE))
+
+
+class TrainingFailedError(FedcoreError):
+    """The train function raised an error, whose text may quote examples: Flower would send it."""
 
 
 def secagg_mod(
@@ -394,7 +398,7 @@ class _Session:
             raise PeerProtocolError(msg)
         before = layout.flatten(arrays)
         self.message.content = content
-        reply = self.call_next(self.message, self.context)
+        reply = self._train()
         trained = _single_arrays(reply.content, "the train function's reply")
         after = layout.flatten(to_arrays(trained))
         examples, metrics = _measurements(reply.content, envelope.weight_key)
@@ -408,6 +412,16 @@ class _Session:
         )
         feedback.keep(bound.plan, upload, earlier)
         return upload
+
+    def _train(self) -> Message:
+        """Call the train function; what it says of examples when it fails stays here."""
+        try:
+            return self.call_next(self.message, self.context)
+        except FedcoreError:
+            raise
+        except Exception as error:
+            msg = f"the train function failed with {type(error).__name__}: see the device's log"
+            raise TrainingFailedError(msg) from error
 
     def _round_entropy(self, bound: BoundRound) -> Entropy:
         plan = bound.plan

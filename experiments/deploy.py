@@ -31,8 +31,8 @@ from typing import Any, Final, NoReturn
 from experiments import enrollment
 from experiments.deploy_parser import add_commands
 from experiments.deploying import StoppedError
+from experiments.following import RunFailedError
 from experiments.processes import EndedError
-from experiments.submission import RunFailedError
 from fedcore import keyfiles
 from fedcore.crypto import SystemEntropy
 from fedcore.errors import FedcoreError

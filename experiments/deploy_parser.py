@@ -104,11 +104,25 @@ def _add_submit(groups: Any, exits: str) -> None:
         "would run with the same overrides, or a file of an earlier run; its root of identities "
         "is that of the keys' folder.",
         epilog="Example: submit --keys pki/coordinator --state coordinator --out outputs/first "
-        "rounds=10 clients=5 clients_per_round=5. Exit status: 0 only if all rounds were held, "
-        f"1 if the run ended early. {exits}",
+        "rounds=10 clients=5 clients_per_round=5. A SuperLink that is away is waited for, and a "
+        "run whose SuperLink or ServerApp was killed goes on from its checkpoint; if this command "
+        "was killed: submit --keys ... --state ... --resume outputs/first. Exit status: 0 only if "
+        f"all rounds were held, 1 if the run ended early. {exits}",
     )  # fmt: skip
     _add_coordinator(leaf)
-    _add_output(leaf)
+    _add_output(leaf, required=False)
+    leaf.add_argument(
+        "--resume", type=Path, metavar="DIR",
+        help="take up the run of this folder: follow it, or go on from its checkpoint",
+    )  # fmt: skip
+    leaf.add_argument(
+        "--patience", type=_positive, default=30.0, metavar="MINUTES",
+        help="how long a SuperLink may be away (default: 30)",
+    )  # fmt: skip
+    leaf.add_argument(
+        "--restarts", type=_whole(0, 1000), default=5, metavar="N",
+        help="how often a run that was killed is started without a round in between (default: 5)",
+    )  # fmt: skip
     leaf.add_argument("--job", type=Path, metavar="FILE", help="job.json of an earlier run")
     leaf.add_argument(
         "--rehearse", action="store_true",
@@ -166,9 +180,9 @@ def _add_unit(leaf: Parser) -> None:
     )
 
 
-def _add_output(leaf: Parser) -> None:
+def _add_output(leaf: Parser, *, required: bool = True) -> None:
     leaf.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="a new folder for the results"
+        "--out", type=Path, required=required, metavar="DIR", help="a new folder for the results"
     )
 
 

@@ -8,8 +8,11 @@ as `output`, as `experiments.train` does, and says itself how it ended:
     model.npz                     the global model, after each round
     summary.json                  last of all: rounds held, and why it stopped if it did
 
-Without summary.json a run did not end; with fewer `completed_rounds` than `rounds`, or
-with `stopped`, it did not finish.
+    checkpoint/                   where it goes on, if the configuration names it: `docs/resume.md`
+
+Without summary.json a run did not end: it was killed, or its network or its machine was at
+fault, and may be started again. With fewer `completed_rounds` than `rounds`, or with
+`stopped`, it ended without finishing: starting it again would change nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from experiments.recorder import Recorder
-from fedcore.errors import ConfigurationError
+from fedcore.errors import ConfigurationError, FedcoreError
 from fedcore.job import Job, Preflight, check
 from fedcore.pipeline import model_digest
 from fedcore.training import Evaluation, one_thread
@@ -92,11 +95,11 @@ def build_deployed_app() -> ServerApp:
         context.run_config = {**context.run_config, "job": preflight.job.to_json()}
         try:
             server(grid=grid, context=context)
-        except BaseException as error:
-            recorder.stopped(" ".join(str(error).split()) or type(error).__name__)
-            raise
-        finally:
+        except FedcoreError as error:
+            recorder.stopped(" ".join(str(error).split()))
             recorder.close()
+            raise
+        recorder.close()
 
     return app
 

@@ -3,7 +3,7 @@
     certs        the files of all parties                     `experiments.parties`
     superlink    at the coordinator, until it is stopped      `experiments.processes`
     node         on a device, until it is stopped
-    submit       at the coordinator: one run, to its end      `experiments.submission`
+    submit       at the coordinator: one run, to its end      `experiments.following`
     rehearse     the same job, apps and identities in one process
     status       at the coordinator: who is there, what ran
 
@@ -13,7 +13,6 @@ Each returns the lines to print at its end; those that last print as they go.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import re
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from experiments.edge.pace import Pace
 from experiments.node_options import REHEARSAL, arguments, configured
+from experiments.following import JOB, Following, Patience, read_note, read_summary
 from experiments.parties import AUTHORITY, CoordinatorKeys, DeviceKeys, create_parties
 from experiments.processes import (
     LOOPBACK,
@@ -42,8 +42,7 @@ from experiments.processes import (
     wait_forever,
     wait_until,
 )
-from experiments.submission import Submission, admit, nodes, runs
-from experiments.submission import submit as submit_run
+from experiments.submission import FlowerLink, Submission, admit, nodes, runs
 from fedcore.crypto import SystemEntropy
 from fedcore.errors import ConfigurationError, FedcoreError
 from fedcore.keyfiles import load_authority, read_file
@@ -110,19 +109,46 @@ def node(options: argparse.Namespace, now: int) -> list[Any]:
 
 
 def submit(options: argparse.Namespace, now: int) -> list[Any]:
-    """Run one job to its end."""
+    """Run one job to its end, or take up the one of a folder."""
     del now
+    coordinator = _coordinator(options)
+    patience = Patience(options.patience * 60.0, options.restarts)
+    if options.resume is not None:
+        return _resume(options, coordinator, patience)
+    if options.out is None:
+        msg = "submit needs --out, a new folder for the results, or --resume FOLDER"
+        raise ConfigurationError(msg)
     from fedcore.job import check  # noqa: PLC0415 - imports torch
 
-    coordinator = _coordinator(options)
     job = check(_job(options, coordinator.keys.folder / AUTHORITY)).job
     output = _new_output(options.out)
-    (output / "job.json").write_text(job.to_json(), encoding="utf-8")
+    (output / JOB).write_text(job.to_json(), encoding="utf-8")
     if options.rehearse:
         print(_WARNING, flush=True)
-    submission = Submission(job.to_json(), output, options.rehearse)
-    summary = submit_run(coordinator, submission, lambda line: print(line, flush=True))
-    return _closing(summary, output)
+    link = FlowerLink(coordinator, Submission(job.to_json(), output, options.rehearse))
+    following = Following(link, output, _say, options.rehearse, patience)
+    return _closing(following.start(), output)
+
+
+def _resume(options: argparse.Namespace, coordinator: Coordinator, patience: Patience) -> list[Any]:
+    """Take up the run of a folder, whoever was killed meanwhile."""
+    if options.out is not None or options.job is not None or options.overrides or options.rehearse:
+        msg = (
+            "--resume finds the job in its folder: leave out --out, --job, --rehearse and overrides"
+        )
+        raise ConfigurationError(msg)
+    output = options.resume.resolve()
+    job = read_file(output / JOB).decode("utf-8", "replace")
+    note = read_note(output)
+    rehearsal = note is not None and note.rehearsal
+    if rehearsal:
+        print(_WARNING, flush=True)
+    link = FlowerLink(coordinator, Submission(job, output, rehearsal))
+    return _closing(Following(link, output, _say, rehearsal, patience).resume(), output)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def rehearse(options: argparse.Namespace, now: int) -> list[Any]:
@@ -150,9 +176,12 @@ def rehearse(options: argparse.Namespace, now: int) -> list[Any]:
         server_app,
         client_app,
         node_configs=configs[: job.clients],
-        run_config=Submission(job.to_json(), output, rehearsal=True).settings(),
+        run_config={
+            **Submission(job.to_json(), output, rehearsal=True).settings(),
+            "checkpoint": "",  # the same command holds all of it again
+        },
     )
-    return _closing(json.loads((output / "summary.json").read_text(encoding="utf-8")), output)
+    return _closing(read_summary(output), output)
 
 
 def status(options: argparse.Namespace, now: int) -> list[Any]:

@@ -29,6 +29,7 @@ from fedcore.release import Measured
 from fedcore.telemetry import RoundReport, Traffic
 from fedcore.training import Evaluation
 from strategies.progress import Past, Progress, Resumed
+from strategies.refusals import add_refusals
 
 
 class Recorder:
@@ -142,6 +143,7 @@ class Recorder:
             "survivors": report.survivors,
             "lost": dict(report.lost),
             "declined": dict(report.declined),
+            "refusals": dict(report.refusals),
             "attempts": report.attempts,
             "aborted": list(report.aborted),
             "clipped": report.clipped,
@@ -169,8 +171,10 @@ class Recorder:
         traffic = sum((report.traffic for report in self._reports), Traffic())
         spent = self._reports[-1].epsilon if self._reports else 0.0
         declined: dict[str, int] = {}
+        refusals: dict[str, int] = {}
         for report in self._reports:
             declined = add_reasons(declined, report.declined)
+            refusals = add_refusals(refusals, report.refusals)
         return {
             "experiment": job.name,
             "seed": job.seed,
@@ -186,6 +190,7 @@ class Recorder:
             **self._bytes(preflight),
             "secagg": self._secagg(job),
             "declined": declined,
+            "refusals": refusals,
             "epsilon": finite(spent),
             "delta": preflight.delta,
             **self._privacy(preflight, spent),

@@ -1,12 +1,11 @@
-"""Starting a run on a SuperLink, and following it to its true end.
+"""What is asked of a SuperLink: to admit devices, to start a run, to say how runs are.
 
 Flower runs what an app bundle holds: the four packages of this repository, and a
 pyproject.toml that names the two apps. Devices run that code, whoever they trust; what
 they demand of it stays theirs (`clients.deployed`).
 
-`flwr run` ends with status 0 also when the ServerApp crashed. So the end of a run is what
-two witnesses say together: the SuperLink's status, and the summary that the ServerApp
-writes last (`experiments.deployed`).
+How a run is followed to its end is in `experiments.following`; here is what it asks of a
+SuperLink, by Flower's own command line.
 """
 
 from __future__ import annotations
@@ -14,22 +13,20 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from experiments import certificates
-from experiments.processes import LOOPBACK, Coordinator, environment, program, toml
-from fedcore.errors import ConfigurationError, FedcoreError
+from experiments.following import CHECKPOINT, UnreachableError
+from experiments.processes import LOOPBACK, Coordinator, answers, environment, program, toml
+from fedcore.errors import ConfigurationError
 
 CONNECTION: Final = "deployment"
 PACKAGES: Final = ("fedcore", "clients", "strategies", "experiments")
 _ROOT: Final = Path(__file__).parents[1]
-_POLL_SECONDS: Final = 2.0
-_ASK_EVERY: Final = 10
-"""Looks at the run's files before the SuperLink is asked: each question starts a process."""
+_ANSWER_SECONDS: Final = 120.0
+"""After which a SuperLink that took a question counts as away."""
 MANIFEST: Final = """\
 [build-system]
 requires = ["setuptools>=77"]
@@ -54,11 +51,8 @@ job = ""
 output = ""
 rehearsal = false
 noise-file = ""
+checkpoint = ""
 """
-
-
-class RunFailedError(FedcoreError):
-    """A run ended without all of its rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +71,12 @@ class Submission:
 
     def settings(self) -> dict[str, str | bool]:
         """Return the run configuration."""
-        return {"job": self.job, "output": str(self.output), "rehearsal": self.rehearsal}
+        return {
+            "job": self.job,
+            "output": str(self.output),
+            "rehearsal": self.rehearsal,
+            "checkpoint": str(self.output / CHECKPOINT),
+        }
 
 
 def write_connection(coordinator: Coordinator) -> None:
@@ -114,16 +113,22 @@ def flwr(coordinator: Coordinator, *arguments: str) -> dict[str, Any]:
     """Run a command of Flower's and return what it says as JSON.
 
     Raises:
-        ConfigurationError: The SuperLink does not answer, or refuses.
+        UnreachableError: The SuperLink does not answer.
+        ConfigurationError: It refuses.
     """
     write_connection(coordinator)
-    done = subprocess.run(  # noqa: S603 - our own command line
-        [program("flwr"), *arguments, "--format", "json"],
-        env=environment(coordinator.state),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(  # noqa: S603 - our own command line
+            [program("flwr"), *arguments, "--format", "json"],
+            env=environment(coordinator.state),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_ANSWER_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        msg = f"flwr {' '.join(arguments[:2])} had no answer in {_ANSWER_SECONDS:g} s"
+        raise UnreachableError(msg) from error
     start = done.stdout.find("{")
     try:
         answer = json.loads(done.stdout[start:]) if start >= 0 else {}
@@ -135,6 +140,8 @@ def flwr(coordinator: Coordinator, *arguments: str) -> dict[str, Any]:
             f"flwr {' '.join(arguments[:2])} failed: {' '.join(str(said).split())[:400]} "
             "(is the SuperLink running, with this --state and --port?)"
         )
+        if not answers(coordinator.port, coordinator.keys.folder / certificates.CA):
+            raise UnreachableError(msg)
         raise ConfigurationError(msg)
     return answer
 
@@ -170,93 +177,36 @@ def runs(coordinator: Coordinator) -> list[dict[str, Any]]:
     return list(flwr(coordinator, "ls", CONNECTION).get("runs", []))
 
 
-def submit(
-    coordinator: Coordinator, submission: Submission, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Start a run, tell of its rounds, and return its summary.
+@dataclass(frozen=True, slots=True)
+class FlowerLink:
+    """A run's SuperLink, asked by Flower's command line.
 
-    Raises:
-        ConfigurationError: It could not be started.
-        RunFailedError: It ended without all of its rounds.
+    Attributes:
+        coordinator: Whose SuperLink.
+        submission: What is started.
     """
-    bundle = coordinator.state / "bundle"
-    write_bundle(bundle)
-    settings = submission.output / "run-config.toml"
-    settings.write_text(toml(submission.settings()), encoding="utf-8")
-    answer = flwr(coordinator, "run", str(bundle), CONNECTION, "--run-config", str(settings))
-    run_id = str(answer["run-id"])
-    say(f"run {run_id}: {submission.output}")
-    try:
-        return follow(coordinator, submission, run_id, say)
-    except KeyboardInterrupt:
-        flwr(coordinator, "stop", run_id, CONNECTION)
-        raise
 
+    coordinator: Coordinator
+    submission: Submission
 
-def follow(
-    coordinator: Coordinator, submission: Submission, run_id: str, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Wait for the end of a run and return its summary.
+    def start(self) -> str:
+        """Send the app and the job; return the id of the run."""
+        bundle = self.coordinator.state / "bundle"
+        write_bundle(bundle)
+        settings = self.submission.output / "run-config.toml"
+        settings.write_text(toml(self.submission.settings()), encoding="utf-8")
+        answer = flwr(
+            self.coordinator, "run", str(bundle), CONNECTION, "--run-config", str(settings)
+        )
+        return str(answer["run-id"])
 
-    Raises:
-        RunFailedError: It ended without all of its rounds.
-    """
-    told = 0
-    while True:
-        for _ in range(_ASK_EVERY):
-            told = _tell(submission.output / "metrics.jsonl", told, say)
-            if (submission.output / "summary.json").exists():
-                break
-            time.sleep(_POLL_SECONDS)
-        run = next((run for run in runs(coordinator) if str(run["run-id"]) == run_id), {})
-        status = str(run.get("status", "unknown"))
-        if status.startswith("finished") or not run:
-            return judge(submission.output, status, str(run.get("status-details", "")))
-        time.sleep(_POLL_SECONDS)  # the ServerApp has written its summary and is about to end
+    def stop(self, run_id: str) -> None:
+        """Stop a run."""
+        flwr(self.coordinator, "stop", run_id, CONNECTION)
 
-
-def judge(output: Path, status: str, details: str = "") -> dict[str, Any]:
-    """Return the summary of a run that finished; both witnesses must say so.
-
-    Args:
-        output: Its folder.
-        status: What the SuperLink says.
-        details: What it says beside.
-
-    Raises:
-        RunFailedError: One of them says otherwise.
-    """
-    try:
-        summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        summary = {}
-    done, wanted = summary.get("completed_rounds", 0), summary.get("rounds", "all")
-    stopped = summary.get("stopped")
-    if status == "finished:completed" and done == wanted and not stopped:
-        return dict(summary)
-    why = stopped or details or "the ServerApp could not begin, see `flwr log`"
-    msg = f"the run is {status} after {done} of {wanted} rounds: {why}"
-    raise RunFailedError(msg)
-
-
-def _tell(metrics: Path, told: int, say: Callable[[str], None]) -> int:
-    """Say what is new in the metrics; return how many rounds are told now."""
-    if not metrics.exists():
-        return told
-    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be half a line
-    for line in lines[told:]:
-        say(describe_round(json.loads(line)))
-    return len(lines)
-
-
-def describe_round(line: Mapping[str, Any]) -> str:
-    """Return a round as a person wants to read it."""
-    accuracy = line["accuracy"]
-    tested = "" if accuracy is None else f", accuracy {accuracy:.4f}"
-    epsilon = line["epsilon"]
-    spent = f"{epsilon:.3g}" if isinstance(epsilon, float) else epsilon
-    aborted = f", aborted: {line['aborted'][-1]}" if line["aborted"] else ""
-    return (
-        f"round {line['round']}: {line['survivors']} of {line['invited']} devices{tested}, "
-        f"epsilon {spent}, {line['seconds']:.0f} s{aborted}"
-    )
+    def statuses(self) -> dict[str, tuple[str, str]]:
+        """Return status and details of every run, by id, the newest first."""
+        return {
+            str(run["run-id"]): (str(run.get("status", "")), str(run.get("status-details") or ""))
+            for run in runs(self.coordinator)
+        }

@@ -64,6 +64,7 @@ class RoundReport:
             with an adaptive clip under noise, None if not known.
         declined: Of the lost, those that said why they do not take part, by reason; nobody
             learns here which device it was.
+        refusals: Of the lost, those whose program failed or refused the plan, by what it said.
     """
 
     round_number: int
@@ -81,6 +82,7 @@ class RoundReport:
     clip_norm: float | None = None
     unclipped: float | None = None
     declined: Mapping[str, int] = field(default_factory=dict)
+    refusals: Mapping[str, int] = field(default_factory=dict)
 
 
 def skipped(round_number: int, invited: int, reason: str, epsilon: float) -> RoundReport:

@@ -74,6 +74,7 @@ class Checkpoint:
         noise: Seed and position of correlated noise (`MatrixRun.to_bytes`), where no file of
             its own keeps them.
         nodes: What simulated nodes keep, by node id.
+        labels: What the nodes are called, by node id.
     """
 
     job: str
@@ -87,6 +88,7 @@ class Checkpoint:
     grid: GridState | None = None
     noise: bytes | None = field(default=None, repr=False)
     nodes: Mapping[int, RecordDict] = field(default_factory=dict, repr=False)
+    labels: Mapping[int, str] = field(default_factory=dict, repr=False)
 
     def to_bytes(self) -> bytes:
         """Return what `from_bytes` reads; the same for the same checkpoint."""
@@ -101,6 +103,7 @@ class Checkpoint:
             pruned=self.strategy.pruned,
             grid=grid,
             arrays=tuple(arrays),
+            labels=dict(self.labels),
         )
         text = json.dumps(asdict(header), separators=(",", ":"))
         file = BytesIO()
@@ -151,7 +154,7 @@ class _Grid:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """All of a checkpoint but its arrays, whose names stand last."""
+    """All of a checkpoint but its arrays, whose names it lists."""
 
     job: str
     round_number: int
@@ -161,6 +164,7 @@ class _Header:
     pruned: bool
     grid: _Grid | None
     arrays: tuple[str, ...]
+    labels: dict[int, str] = field(default_factory=dict)
 
 
 def _parse(data: bytes) -> Checkpoint:
@@ -203,6 +207,7 @@ def _assembled(header: _Header, arrays: _Flat) -> Checkpoint:
             int(name): unpack_records(_as_bytes(array))
             for name, array in taken.below("nodes").items()
         },
+        labels=header.labels,
     )
     taken.check_all()
     return checkpoint

@@ -8,7 +8,7 @@ devices on every engine, whatever ids their nodes have there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -20,26 +20,43 @@ from strategies.sampling import Cohorts
 
 PROFILE = "query.profile"
 """Type of the message that asks a node who it is."""
+RETURN_SECONDS = 60.0
+"""How long a run that goes on waits for the nodes that it knows."""
 
 
-def discover(grid: Grid, *, nodes: int, seconds: float, clock: Clock) -> dict[int, str]:
+def discover(
+    grid: Grid,
+    *,
+    nodes: int,
+    seconds: float,
+    clock: Clock,
+    known: Mapping[int, str] | None = None,
+) -> dict[int, str]:
     """Return the label of every node, by node id.
 
     A node that answers `PROFILE` names itself (its partition in a simulation, its
     enrolled name in a fleet); one that does not is called by its node id.
+
+    A run that goes on knows its nodes. It waits for them, but not for ever: one that is
+    away stays in the population, is drawn like every other, and is lost when it is.
 
     Args:
         grid: Where the nodes are.
         nodes: How many to wait for.
         seconds: How long to wait, for them to connect and then to answer.
         clock: Tells the time.
+        known: Labels that an earlier process found, by node id.
 
     Raises:
         ConfigurationError: Fewer nodes connected, or two use the same label.
     """
-    deadline = clock.now() + seconds
+    earlier = known or {}
+    patience = min(seconds, RETURN_SECONDS) if len(earlier) >= nodes else seconds
+    deadline = clock.now() + patience
     while len(ids := list(grid.get_node_ids())) < nodes:
         if clock.now() >= deadline:
+            if len(earlier) >= nodes:
+                break
             msg = (
                 f"expected {nodes} nodes, found {len(ids)} after {seconds:g} s: start more nodes, "
                 "or lower clients"
@@ -49,12 +66,16 @@ def discover(grid: Grid, *, nodes: int, seconds: float, clock: Clock) -> dict[in
     questions = {
         node_id: Message(RecordDict({"profile": ConfigRecord()}), node_id, PROFILE)
         for node_id in ids
+        if node_id not in earlier
     }
-    labels = {node_id: str(node_id) for node_id in ids}
+    labels = {node_id: earlier.get(node_id, str(node_id)) for node_id in ids}
     for node_id, reply in exchange(grid, questions, seconds=seconds, clock=clock):
         if reply.has_content():
             label = reply.content.config_records.get("profile", ConfigRecord()).get("label")
             labels[node_id] = label if isinstance(label, str) else labels[node_id]
+    # A device that came back under another id is the one of its label, and no second one.
+    here = set(labels.values())
+    labels |= {node_id: label for node_id, label in earlier.items() if label not in here}
     if len(set(labels.values())) < len(labels):
         msg = "every node must have a label of its own, found one twice: check partition-id"
         raise ConfigurationError(msg)

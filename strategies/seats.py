@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -24,6 +24,7 @@ from fedcore.secagg import Certificate
 from fedcore.secagg.identity import Credential
 from fedcore.telemetry import Traffic
 from strategies.exchange import RETRY_AT_ONCE, content_bytes, exchange
+from strategies.refusals import add_refusals, refusal_of
 from strategies.secure_round import Invited, record_of
 
 
@@ -36,12 +37,14 @@ class Seats:
         identity_keys: Theirs, strictly increasing; empty if nobody signs.
         traffic: What asking took.
         declined: How many said that they do not take part now, by reason.
+        refusals: What the programs of those that failed said.
     """
 
     clients: tuple[Invited, ...]
     identity_keys: tuple[bytes, ...] = ()
     traffic: Traffic = field(default_factory=Traffic)
     declined: Mapping[str, int] = field(default_factory=dict)
+    refusals: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -75,13 +78,13 @@ class Registry:
         now = int(self.unix_time())
         expired = [node for node, known in self.certificates.items() if known.expires_at <= now]
         self.forget(expired)
-        traffic, declined = self._ask(bound, asked, message_type, now)
+        found = self._ask(bound, asked, message_type, now)
         by_key: dict[bytes, Invited] = {}
         for client in asked:
             if client.node_id in self.certificates:
                 by_key.setdefault(self.certificates[client.node_id].key, client)
         keys = sorted(by_key)
-        return Seats(tuple(by_key[key] for key in keys), tuple(keys), traffic, declined)
+        return replace(found, clients=tuple(by_key[key] for key in keys), identity_keys=tuple(keys))
 
     def forget(self, nodes: Iterable[int]) -> None:
         """Ask these nodes again the next time: a device may have been enrolled anew."""
@@ -90,15 +93,19 @@ class Registry:
 
     def _ask(
         self, bound: BoundRound, asked: Sequence[Invited], message_type: str, now: int
-    ) -> tuple[Traffic, dict[str, int]]:
-        """Ask whom we do not know yet; a node that does not prove who it is stays unknown."""
+    ) -> Seats:
+        """Ask whom we do not know yet; a node that does not prove who it is stays unknown.
+
+        Returns:
+            What was said, without the seats.
+        """
         questions = {
             client.node_id: _question(bound, client, message_type)
             for client in asked
             if client.node_id not in self.certificates
         }
         sent: list[Message] = []
-        received, declined = 0, dict[str, int]()
+        received, declined, refusals = 0, dict[str, int](), dict[str, int]()
         replies = exchange(
             self.grid,
             questions,
@@ -108,6 +115,8 @@ class Registry:
             sent=sent.append,
         )
         for node_id, reply in replies:
+            if (said := refusal_of(reply)) is not None:
+                refusals = add_refusals(refusals, {said: 1})
             if not reply.has_content():
                 continue
             received += content_bytes(reply.content)
@@ -123,7 +132,8 @@ class Registry:
                 continue
             self.certificates[node_id] = answer.certificate
         asked_bytes = sum(content_bytes(message.content) for message in sent)
-        return Traffic(down_total=asked_bytes, up_total=received), declined
+        traffic = Traffic(down_total=asked_bytes, up_total=received)
+        return Seats((), (), traffic, declined, refusals)
 
 
 def _question(bound: BoundRound, client: Invited, message_type: str) -> Message:

@@ -44,7 +44,15 @@ from fedcore.pipeline import (
 )
 from fedcore.pipeline.decline import add_reasons
 from fedcore.pipeline.envelope import IDENTIFY
-from fedcore.privacy import Drawn, MatrixGaussian, NoPrivacy, PrivacyLedger, Release, stated_noise
+from fedcore.privacy import (
+    Distributed,
+    Drawn,
+    MatrixGaussian,
+    NoPrivacy,
+    PrivacyLedger,
+    Release,
+    stated_noise,
+)
 from fedcore.secagg import roster_digest
 from fedcore.telemetry import RoundReport, Traffic, skipped
 from fedcore.vectors import Layout, RealVector
@@ -55,6 +63,7 @@ from strategies.grid_state import GridState
 from strategies.helper_client import Helper
 from strategies.linear import calling_strategy, refuse_nonlinear
 from strategies.matrix_run import MatrixRun
+from strategies.refusals import add_refusals
 from strategies.seats import Registry, Seats
 from strategies.secure_round import Invited, SecureRound
 
@@ -73,6 +82,7 @@ class _Attempt:
     lost: Mapping[str, int]
     aborted: str
     declined: Mapping[str, int] = field(default_factory=dict)
+    refusals: Mapping[str, int] = field(default_factory=dict)
 
 
 class SecureGrid(WrappedGrid):
@@ -272,7 +282,7 @@ class SecureGrid(WrappedGrid):
         last = self._last  # a pruned model has other coordinates than the one before
         last = last if last is not None and len(last) == first.dim else None
         first = replace(first, support=support_of(first, last))
-        traffic, aborted = Traffic(), []
+        traffic, aborted, refusals = Traffic(), [], dict[str, int]()
         for number in range(1, plan.attempts + 1):
             # Refuses a plan that does not fit, and a sum that is too expensive, before any work;
             # amplification is not counted on: it is lost with the first client.
@@ -281,11 +291,15 @@ class SecureGrid(WrappedGrid):
             self._note(self._round, self.ledger)
             attempt = self._try(bound, asked, content, batch[0].metadata.message_type, download)
             traffic += attempt.traffic
+            refusals = add_refusals(refusals, attempt.refusals)
+            for said, count in attempt.refusals.items():
+                log.warning("round %d: %d devices said: %s", self._round, count, said)
             if attempt.mean is not None:
                 self._last = attempt.mean.delta
                 break
             aborted.append(attempt.aborted)
             log.warning("round %d, attempt %d: %s", self._round, number, attempt.aborted)
+        attempt = replace(attempt, refusals=refusals)
         self._report(attempt, asked=len(asked), aborted=tuple(aborted), traffic=traffic)
         self._adapt(bound.plan, attempt.mean)
         return attempt.mean
@@ -313,7 +327,9 @@ class SecureGrid(WrappedGrid):
         try:
             bound = _bound_to(seats, bound)
         except RoundAbortedError as error:
-            return _Attempt(bound, None, seats.traffic, lost, str(error), seats.declined)
+            return _Attempt(
+                bound, None, seats.traffic, lost, str(error), seats.declined, seats.refusals
+            )
         if isinstance(self._noise, MatrixRun):
             self._noise.invite((client.label for client in seats.clients), self._round)
         charged = self.ledger
@@ -349,7 +365,9 @@ class SecureGrid(WrappedGrid):
         if mean is not None:
             counted = (seats.clients[index].node_id for index in current.survivors)
             self._counted.add(counted, bound.plan.round_number)
-        if current.survivors:
+        if current.survivors or isinstance(bound.plan.run.privacy, Distributed):
+            # Devices add the noise because the coordinator is not trusted; and it can know a sum
+            # whose shares it asked for, whatever became of them here: replies come late.
             self.ledger = charged
         if self._registry is not None:
             self._registry.forget(
@@ -359,7 +377,8 @@ class SecureGrid(WrappedGrid):
             )
         traffic = seats.traffic + current.traffic
         declined = add_reasons(seats.declined, current.declined)
-        return _Attempt(bound, mean, traffic, lost | current.lost, aborted, declined)
+        refusals = add_refusals(seats.refusals, current.refusals)
+        return _Attempt(bound, mean, traffic, lost | current.lost, aborted, declined, refusals)
 
     def _release(self, bound: BoundRound, survivors: int, drawn: Drawn | None = None) -> Release:
         """Return what a sum over `survivors` costs, as a part of the noise's stream."""
@@ -405,6 +424,7 @@ class SecureGrid(WrappedGrid):
                 survivors=0 if mean is None else mean.survivors,
                 lost=attempt.lost,
                 declined=attempt.declined,
+                refusals=attempt.refusals,
                 aborted=aborted,
                 traffic=traffic,
                 clipped=None if mean is None else mean.clipped,

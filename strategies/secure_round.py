@@ -69,6 +69,7 @@ from strategies.counted import Counted
 from strategies.downlink import ModelDownload
 from strategies.exchange import RETRY_AT_ONCE, array_bytes, content_bytes, exchange
 from strategies.helper_client import Helper
+from strategies.refusals import add_refusals, refusal_of
 
 R = TypeVar("R", Advertisement, EncryptedShares, MaskedInput, Endorsement, Reveal)
 S = TypeVar("S")
@@ -110,6 +111,7 @@ class SecureRound:
         traffic: Bytes so far.
         lost: How many clients each stage lost.
         declined: How many of those said why, by reason.
+        refusals: How many of those failed or refused, by what their programs said.
         joined: Indices of the clients that advertised keys.
         survivors: Indices of the clients in the sum that was revealed; none if none was. The
             ledger counts them, whether or not a mean came of it.
@@ -133,6 +135,7 @@ class SecureRound:
     traffic: Traffic = field(default_factory=Traffic)
     lost: dict[str, int] = field(default_factory=dict)
     declined: dict[str, int] = field(default_factory=dict)
+    refusals: dict[str, int] = field(default_factory=dict)
     joined: frozenset[int] = frozenset()
     survivors: frozenset[int] = frozenset()
     _metric_names: dict[int, tuple[str, ...]] = field(default_factory=dict)
@@ -331,6 +334,8 @@ class SecureRound:
             sent=partial(self._count_sent, stage),
         )
         for client, reply in replies:
+            if (said := refusal_of(reply)) is not None:
+                self.refusals = add_refusals(self.refusals, {said: 1})
             if reply.has_content() and not self._declines(reply):
                 self._count_received(stage, reply)
                 if stage == "upload" and self.download is not None:

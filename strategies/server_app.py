@@ -63,6 +63,7 @@ from strategies.matrix_run import MatrixRun
 from strategies.plain_grid import PlainGrid
 from strategies.progress import Arrays, Observer, Past, Progress, Resumed, StalledError
 from strategies.pruning import PrunedStrategy
+from strategies.refusals import most_frequent
 from strategies.sampling import Cohorts
 from strategies.secure_grid import NO_DELTA, SecureGrid
 from strategies.strategy_state import gathered_by, give_back
@@ -171,7 +172,11 @@ class _Run:
         self._kept_ledger = PrivacyLedger(delta=NO_DELTA)
         found = None if checkpoints is None else self._found(checkpoints)
         self._labels = discover(
-            grid, nodes=job.clients, seconds=job.stage_seconds, clock=self._clock
+            grid,
+            nodes=job.clients,
+            seconds=job.stage_seconds,
+            clock=self._clock,
+            known=None if found is None or self._nodes is not None else found.labels,
         )
         self._rounds, self._secure = self._wrap(grid, found)
         self._initial = self._evaluate() if observer is not None else None
@@ -344,6 +349,7 @@ class _Run:
                 grid=None if secure is None else secure.state,
                 noise=noise.to_bytes() if isinstance(noise, MatrixRun) and not noise.path else None,
                 nodes={} if self._nodes is None else self._nodes.node_states(),
+                labels=self._labels,
             )
         )
 
@@ -384,6 +390,7 @@ class _Run:
         self._aborted_in_a_row = 0 if report.survivors else self._aborted_in_a_row + 1
         if self._aborted_in_a_row >= MOST_ABORTED_IN_A_ROW:
             why = report.aborted[-1] if report.aborted else "no client answered"
+            why += most_frequent(report.refusals)
             msg = f"{self._aborted_in_a_row} rounds in a row were aborted; the last one: {why}"
             raise StalledError(msg)
 

@@ -22,10 +22,11 @@ from flwr.app import Context, RecordDict
 from clients.deployed import entropy_of, policy_of
 from experiments import deploy, submission
 from experiments.deployed import DeployedRecorder, write_model
+from experiments.following import RunFailedError, describe_round, judge
 from experiments.parties import CoordinatorKeys, DeviceKeys
 from experiments.processes import Board, Coordinator, EndedError, check_alive, proxy_configuration
 from experiments.processes import toml as as_toml
-from experiments.submission import RunFailedError, describe_round, judge, write_bundle
+from experiments.submission import write_bundle
 from fedcore.crypto import ReplayedEntropy, SystemEntropy
 from fedcore.errors import ConfigurationError
 from fedcore.job import Job
@@ -172,6 +173,8 @@ def test_the_proxy_passes_the_fleet_api_on_and_nothing_else(pki, tmp_path):
     assert set(locations) == {"/v1/fleet/", "/"}
     assert "proxy_pass https://127.0.0.1:9092/v1/fleet/;" in locations["/v1/fleet/"]
     assert "proxy_ssl_verify on;" in locations["/v1/fleet/"]
+    # nginx compares names only; this one is in every server's certificate.
+    assert "proxy_ssl_name localhost;" in locations["/v1/fleet/"]
     assert locations["/"].split() == ["return", "404;"]
     assert "listen 8443 ssl;" in text
     assert f"ssl_certificate {pki / 'coordinator' / 'server.crt'};" in text

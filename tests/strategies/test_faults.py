@@ -406,6 +406,19 @@ def test_false_shares_end_the_attempt_and_not_the_run(plan):
     assert played.grid.ledger.releases == ()
 
 
+@pytest.mark.parametrize("fault", list(Fault))
+def test_a_sum_whose_shares_were_asked_for_is_paid_for_if_devices_add_the_noise(fault):
+    """The attempt ends here, but replies that came too late lie with the coordinator."""
+    plan = private_plan(dropout=0.3, secagg=ROOMY.secagg)
+    script = losing(range(6), "reveal", fault)
+    played = play(plan=plan, wrap=lambda grid: FaultyGrid(grid, script), retry_after=())
+    assert_given_up(played)
+    assert [release.survivors for release in played.grid.ledger.releases] == [10, 10]
+    assert played.reports[0].epsilon == played.grid.ledger.epsilon
+    early = play(plan=plan, wrap=lambda grid: FaultyGrid(grid, losing(range(6), "upload", fault)))
+    assert early.grid.ledger.releases == ()
+
+
 def measuring_differently(victims):
     def train(message, client):
         content = pull(message, client)

@@ -12,7 +12,8 @@ import pytest
 from clients.client_app import build_client_app, replayed_entropy
 from fedcore.codec import Clip, Delta, PublicTopK, RandomK
 from fedcore.crypto import SystemEntropy
-from fedcore.engine import DropScript, run_in_process, run_on_ray
+from fedcore.engine import DropScript, WrappedGrid, run_in_process, run_on_ray
+from fedcore.engine.run import on_grid
 from fedcore.errors import ConfigurationError
 from fedcore.job import FedAvgM, FedOpt, FedProx, Poisson, check
 from fedcore.models import Mlp, Structured
@@ -251,6 +252,33 @@ def test_what_is_told_to_devices_keeps_the_name_of_the_run(tmp_path):
     latest = Checkpoint.from_bytes(max(tmp_path.glob("*.checkpoint")).read_bytes())
     assert latest.grid.run_id == "1"
     assert latest.grid.round_number == 3
+
+
+def test_a_run_goes_on_while_a_device_is_away(tmp_path):
+    """A wrapped grid, as a SuperLink: devices are found, and not known by construction."""
+
+    def run(nodes, recorder):
+        job = replace(JOB, clients_per_round=8, stage_seconds=0.5, **PRIVATE)
+        server = build_server_app(recorder, check(job))
+        run_in_process(
+            on_grid(server, WrappedGrid),
+            build_client_app(OPEN, entropy=replayed_entropy(0)),
+            num_nodes=nodes,
+            run_config={"job": job.to_json(), "checkpoint": str(tmp_path)},
+        )
+        return recorder
+
+    with pytest.raises(KilledError):
+        run(8, Dying(1))
+    with pytest.raises(ConfigurationError, match="expected 8 nodes, found 7"):
+        run_in_process(
+            on_grid(build_server_app(), WrappedGrid),
+            build_client_app(OPEN),
+            num_nodes=7,
+            run_config={"job": replace(JOB, clients_per_round=8, stage_seconds=0.5).to_json()},
+        )
+    resumed = run(7, Recorder())
+    assert [report.survivors for report in resumed.reports] == [7, 7]
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_said_so(whole, tmp_path, caplog):
