@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -37,6 +36,7 @@ import numpy as np
 from experiments import certificates, submission
 from experiments.board_memory import Held, held, processor_seconds
 from experiments.edge.pace import Pace
+from experiments.following import Following
 from experiments.parties import AUTHORITY, NODE_KEY, CoordinatorKeys, DeviceKeys, create_parties
 from experiments.processes import (
     STATE_KEY,
@@ -249,9 +249,8 @@ class Site:
         watched = self.boards[0].pid
         before = processor_seconds(watched)
         with sampled(watched) as samples:
-            submission.submit(
-                self.coordinator, submission.Submission(job.to_json(), output, False), lambda _: None
-            )
+            run = submission.Submission(job.to_json(), output, False)
+            Following(submission.FlowerLink(self.coordinator, run), output, lambda _: None).start()
         lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         peak = max(samples, key=lambda sample: sample.alone)
         return (

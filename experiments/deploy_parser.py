@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from experiments import deploying, enrollment
-from experiments.node_options import MOST_DEVICES, add_node_options, whole
+from experiments.node_options import MOST_DEVICES, add_node_options, number, whole
 
 PORT: Final = 9092
 PUBLIC_PORT: Final = 8443
@@ -116,11 +116,11 @@ def _add_submit(groups: Any, exits: str) -> None:
         help="take up the run of this folder: follow it, or go on from its checkpoint",
     )  # fmt: skip
     leaf.add_argument(
-        "--patience", type=_positive, default=30.0, metavar="MINUTES",
+        "--patience", type=number(0.0, open_below=True), default=30.0, metavar="MINUTES",
         help="how long a SuperLink may be away (default: 30)",
     )  # fmt: skip
     leaf.add_argument(
-        "--restarts", type=_whole(0, 1000), default=5, metavar="N",
+        "--restarts", type=whole(0, 1000), default=5, metavar="N",
         help="how often a run that was killed is started without a round in between (default: 5)",
     )  # fmt: skip
     leaf.add_argument("--job", type=Path, metavar="FILE", help="job.json of an earlier run")
