@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy.typing as npt
 from tqdm import tqdm
 
+from experiments.staleness import buffer_words, run_words
 from experiments.sweep import NOT_BEGUN
 from experiments.wire import round_bytes, run_bytes
 from fedcore.job import Job, Preflight
@@ -142,6 +143,7 @@ class Recorder:
             "survivors": report.survivors,
             "lost": dict(report.lost),
             "declined": dict(report.declined),
+            "buffer": buffer_words(report.buffer),
             "attempts": report.attempts,
             "aborted": list(report.aborted),
             "clipped": report.clipped,
@@ -186,6 +188,7 @@ class Recorder:
             **self._bytes(preflight),
             "secagg": self._secagg(job),
             "declined": declined,
+            "buffer": run_words([r.buffer for r in self._reports if r.buffer is not None]),
             "epsilon": finite(spent),
             "delta": preflight.delta,
             **self._privacy(preflight, spent),

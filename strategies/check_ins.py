@@ -72,7 +72,7 @@ class CheckInState:
 def choose(groups: Mapping[int, int], size: int, fewest: int) -> dict[int, int] | None:
     """Return how many of each group make a buffer of `size`; None if they cannot.
 
-    The oldest come first. Each group has at least `fewest` in the buffer, or none.
+    Each group has at least `fewest` in the buffer, or none; the oldest come first.
 
     Args:
         groups: How many wait, by staleness.
@@ -85,19 +85,31 @@ def choose(groups: Mapping[int, int], size: int, fewest: int) -> dict[int, int] 
         >>> choose({0: 2, 1: 5}, size=6, fewest=2)
         {1: 4, 0: 2}
     """
-    picked: dict[int, int] = {}
-    for staleness in sorted(groups, reverse=True):
-        free = size - sum(picked.values())
-        if groups[staleness] < fewest or not free:
-            continue
-        count, trial = min(groups[staleness], free), dict(picked)
-        for other, had in picked.items():  # who can spare some, so that the group can begin
-            spared = min(max(0, fewest - count), had - fewest)
-            trial[other] -= spared
-            count += spared
-        if count >= fewest:
-            picked = {**trial, staleness: count}
-    return picked if sum(picked.values()) == size else None
+    left = {age: groups[age] for age in sorted(groups, reverse=True) if groups[age] >= fewest}
+    chosen: dict[int, int] = {}
+    if not _suffices(chosen, left, size, fewest):
+        return None
+    for age in list(left):
+        count = left.pop(age)
+        if _suffices({**chosen, age: count}, left, size, fewest):
+            chosen[age] = count
+    free = size - fewest * len(chosen)
+    picked = {}
+    for age, count in chosen.items():
+        more = min(free, count - fewest)
+        picked[age] = fewest + more
+        free -= more
+    return picked
+
+
+def _suffices(chosen: Mapping[int, int], left: Mapping[int, int], size: int, fewest: int) -> bool:
+    """Tell whether a buffer can have these groups, and as many of those left as it needs."""
+    counts = list(chosen.values())
+    for count in sorted(left.values(), reverse=True):  # the largest: so as few as can be
+        if sum(counts) >= size:
+            break
+        counts.append(count)
+    return sum(counts) >= size >= fewest * len(counts)
 
 
 @dataclass(slots=True)
