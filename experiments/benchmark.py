@@ -34,7 +34,7 @@ def _suite(name: str, size: str = "quick") -> Callable[[int, int], Sequence[Mapp
 
     Args:
         name: Of the suite.
-        size: How much of it; only `secagg`, `dme` and `codec` have more than one.
+        size: How much of it; only `secagg`, `dme`, `codec` and `buffered` have more than one.
 
     Raises:
         ConfigurationError: There is no such suite.
@@ -64,7 +64,11 @@ def _suite(name: str, size: str = "quick") -> Callable[[int, int], Sequence[Mapp
             from experiments.bench_codec import measure_codecs  # noqa: PLC0415 - as the others
 
             return lambda _nodes, _rounds: measure_codecs(size)
-    msg = f"suite must be engine, workers, secagg, dme, noise or codec, got {name!r}"
+        case "buffered":
+            from experiments.bench_buffered import measure_buffered  # noqa: PLC0415 - torch
+
+            return lambda _nodes, _rounds: measure_buffered(size)
+    msg = f"suite must be engine, workers, secagg, dme, noise, codec or buffered, got {name!r}"
     raise ConfigurationError(msg)
 
 
@@ -83,6 +87,10 @@ def _pictures(name: str, rows: Sequence[Mapping[str, object]]) -> dict[str, byte
             from experiments.bench_codec import draw_codecs  # noqa: PLC0415 - as above
 
             return {"nanoseconds.png": draw_codecs(rows)}
+        case "buffered":
+            from experiments.bench_buffered import draw_buffered  # noqa: PLC0415 - as above
+
+            return {"time.png": draw_buffered(rows)}
     return {}
 
 
