@@ -5,8 +5,8 @@ slowest are tens of times slower (`fedcore.engine.HeavyTailed`). Everything but 
 devices train, updates are clipped, rounded and added in a ring. Time is virtual, the same
 for all rows, and counts only work and messages. Nothing is masked, which changes no bit.
 
-    rounds      ten devices, all but one of which must answer within ten minutes
-    deadline    ten devices, as many as have answered after two minutes, but at least five
+    rounds      ten or thirty devices, nine tenths of which must answer within ten minutes
+    deadline    the same, and as many as have answered after two minutes, but at least half
     buffered    ten updates, whoever is done; three or five times as many devices train
     alone       the same, and an update may be the only one of its version
 
@@ -46,9 +46,12 @@ JOB: Final = Job(
     secagg=NoSecAgg(),
     pace=HeavyTailed(),
 )
+DEADLINE: Final = replace(JOB, rounds=60, stage_seconds=120.0, dropout=0.5, attempts=1)
 SCHEDULES: Final[Mapping[str, Job]] = {
-    "rounds": replace(JOB, rounds=60),
-    "deadline": replace(JOB, rounds=60, stage_seconds=120.0, dropout=0.5, attempts=1),
+    "rounds, 10 train": replace(JOB, rounds=60),
+    "rounds, 30 train": replace(JOB, rounds=40, clients_per_round=30),
+    "deadline, 10 train": DEADLINE,
+    "deadline, 30 train": replace(DEADLINE, rounds=40, clients_per_round=30),
     "buffered, 30 train": replace(JOB, rounds=120, schedule=Buffered(concurrency=30)),
     "buffered, 50 train": replace(JOB, rounds=120, schedule=Buffered(concurrency=50)),
     "alone, 30 train": replace(JOB, rounds=120, schedule=Buffered(concurrency=30, same_model=1)),

@@ -9,7 +9,7 @@ from experiments.plots import BLUE, INK, ORANGE, VERMILLION, dress, png
 from experiments.plots_privacy import GREEN, PURPLE
 
 _STYLES: Final = (
-    *((VERMILLION, "D", "--"), (ORANGE, "s", "--")),
+    *((VERMILLION, "D", "--"), (VERMILLION, "D", ":"), (ORANGE, "s", "--"), (ORANGE, "s", ":")),
     *((BLUE, "o", "-"), (GREEN, "^", "-"), (PURPLE, "v", "-")),
 )
 _DPI: Final = 180
@@ -19,7 +19,7 @@ def accuracy_over_time(courses: Mapping[str, Sequence[tuple[float, float]]]) -> 
     """Draw when each schedule reached which test accuracy.
 
     Args:
-        courses: (seconds, accuracy in [0, 1]) by the name of the schedule, at most five.
+        courses: (seconds, accuracy in [0, 1]) by the name of the schedule, at most seven.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 - see the docstring of experiments.plots
     from matplotlib.ticker import PercentFormatter  # noqa: PLC0415 - as above

@@ -129,7 +129,7 @@ def check_ins_of(
     schedule: Buffered,
     grid: Grid,
     clock: Clock,
-    labels: Mapping[int, str],
+    labels: dict[int, str],
     *,
     resumable: bool,
     found: CheckInState | None,

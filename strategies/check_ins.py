@@ -9,6 +9,9 @@ Those that have checked in wait, with their update, until `size` of them can be 
 that is too stale, and one whose version has too few others to join it and nobody left who
 trains from it.
 
+Devices come and go: whoever is connected can be asked, and who is new is asked for its name
+first. Nobody has to be there at the start but as many as a buffer has members.
+
 The age of an update is the coordinator's own count. A device that was given another model
 than its seat says refuses the seat.
 """
@@ -18,6 +21,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from logging import getLogger
+from math import inf
+from typing import Final
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -29,8 +35,13 @@ from fedcore.pipeline import RECORD, Envelope, model_digest
 from fedcore.pipeline.decline import DECLINE_CODE, add_reasons, counted_as, reason_in
 from fedcore.pipeline.envelope import CHECK_IN
 from fedcore.telemetry import BufferReport, Traffic
+from strategies.cohort import labels_of
 from strategies.exchange import POLL_SECONDS, array_bytes, content_bytes
 from strategies.sampling import choose_cohort
+
+log = getLogger(__name__)
+LOOK_SECONDS: Final = 10.0
+"""How often the coordinator looks who is connected, and how long it waits for new names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +130,7 @@ class CheckIns:
     Attributes:
         grid: Carries the messages.
         clock: Tells the time.
-        labels: Every node's label, by node id.
+        labels: Every node's label, by node id; those that come later are added to it.
         schedule: How many train at a time, and which updates are too old.
         size: Of a buffer.
         fewest: Updates of each version in it.
@@ -131,7 +142,7 @@ class CheckIns:
 
     grid: Grid
     clock: Clock
-    labels: Mapping[int, str]
+    labels: dict[int, str]
     schedule: Buffered
     size: int
     fewest: int
@@ -144,6 +155,8 @@ class CheckIns:
     _waiting: list[Task] = field(default_factory=list)
     _contents: dict[int, RecordDict] = field(default_factory=dict, repr=False)
     _asked: set[int] = field(default_factory=set)
+    _here: set[int] = field(default_factory=set)
+    _looked_at: float = -inf
     _traffic: Traffic = field(default_factory=Traffic)
     _lost: int = 0
     _declined: dict[str, int] = field(default_factory=dict)
@@ -166,6 +179,7 @@ class CheckIns:
             Nobody if nobody is left who could be asked or waited for.
         """
         self._publish(content, round_number)
+        self._look_around()
         self._begin(content, kind, round_number)
         while (members := self._members()) is None:
             if not self._running:
@@ -179,6 +193,7 @@ class CheckIns:
             if not found:
                 self.clock.sleep(POLL_SECONDS)
             self._give_up()
+            self._look_around()
             self._begin(content, kind, round_number)
         return members
 
@@ -242,6 +257,25 @@ class CheckIns:
         if self.resumable:
             self._contents[round_number] = content
 
+    def _look_around(self) -> None:
+        """Find out who is connected, now and then; who is new, or has come back, has a name."""
+        now = self.clock.now()
+        if now < self._looked_at + LOOK_SECONDS:
+            return
+        self._looked_at, self._here = now, set(self.grid.get_node_ids())
+        strangers = sorted(self._here - self.labels.keys())
+        if not strangers:
+            return
+        found = labels_of(self.grid, strangers, seconds=LOOK_SECONDS, clock=self.clock)
+        for node, label in found.items():
+            others = [other for other, known in self.labels.items() if known == label]
+            if any(other in self._here for other in others):
+                log.warning("node %d calls itself %r, as another does: not asked", node, label)
+                continue
+            for other in others:  # the same device under another id
+                del self.labels[other]
+            self.labels[node] = label
+
     def _begin(self, content: RecordDict, kind: str, round_number: int) -> None:
         """Drop what waits in vain, and ask idle devices as long as there is room."""
         self._drop_in_vain()
@@ -249,7 +283,8 @@ class CheckIns:
         if free <= 0:
             return
         busy = {task.node_id for task in (*self._running.values(), *self._waiting)}
-        idle = {self.labels[node]: node for node in self.labels if node not in busy | self._asked}
+        able = self._here - busy - self._asked
+        idle = {label: node for node, label in self.labels.items() if node in able}
         chosen = choose_cohort(idle, free, seed=self.seed, round_number=round_number)
         now = self.clock.now()
         tasks = [Task(idle[name], self._versions[0], round_number, now) for name in chosen]

@@ -176,7 +176,7 @@ class _Run:
         self._kept_ledger = PrivacyLedger(delta=NO_DELTA)
         found = None if checkpoints is None else self._found(checkpoints)
         self._labels = discover(
-            grid, nodes=job.clients, seconds=job.stage_seconds, clock=self._clock
+            grid, nodes=_at_first(job), seconds=job.stage_seconds, clock=self._clock
         )
         self._rounds, self._secure = self._wrap(grid, found)
         self._initial = self._evaluate() if observer is not None else None
@@ -461,6 +461,11 @@ class _Run:
     def _evaluate(self) -> Evaluation:
         dataset = self._preflight.dataset
         return evaluate(self._model, dataset.x_test, dataset.y_test)
+
+
+def _at_first(job: Job) -> int:
+    """Return how many nodes must be connected when the run begins."""
+    return job.clients_per_round if isinstance(job.schedule, Buffered) else job.clients
 
 
 def clock_of(job: Job, grid: Grid) -> Clock:

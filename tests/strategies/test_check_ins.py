@@ -15,7 +15,8 @@ from fedcore.job import Buffered
 from fedcore.pipeline import RECORD
 from fedcore.pipeline.decline import DECLINED
 from fedcore.pipeline.envelope import CHECK_IN
-from strategies.check_ins import CheckIns, choose
+from strategies.check_ins import LOOK_SECONDS, CheckIns, choose
+from strategies.cohort import PROFILE
 from strategies.sampling import choose_cohort
 from tests.strategies.federation import node_of
 
@@ -52,9 +53,15 @@ class Fleet(WrappedGrid):
     inner: Any
     pushed: list[Message] = field(default_factory=list)
     done: dict[int, RecordDict | Error] = field(default_factory=dict)
+    here: set[int] | None = None
+    names: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__(self.inner)
+
+    def get_node_ids(self):
+        nodes = super().get_node_ids()
+        return [node for node in nodes if self.here is None or node - node_of(0) in self.here]
 
     def push_messages(self, messages):
         batch = list(messages)
@@ -65,7 +72,13 @@ class Fleet(WrappedGrid):
     def pull_messages(self, message_ids):
         for message in self.pushed:
             node = message.metadata.dst_node_id
-            if message.metadata.message_id in message_ids and node in self.done:
+            if message.metadata.message_id not in message_ids:
+                continue
+            if message.metadata.message_type == PROFILE:
+                name = self.names.get(node - node_of(0), str(node - node_of(0)))
+                profile = ConfigRecord({"label": name})
+                yield Message(RecordDict({"profile": profile}), reply_to=message)
+            elif node in self.done:
                 yield Message(self.done.pop(node), reply_to=message)
 
     def finish(self, *clients, answer=None):
@@ -74,7 +87,11 @@ class Fleet(WrappedGrid):
 
     @property
     def asked(self):
-        return [message.metadata.dst_node_id - node_of(0) for message in self.pushed]
+        return [
+            message.metadata.dst_node_id - node_of(0)
+            for message in self.pushed
+            if message.metadata.message_type == "train"
+        ]
 
 
 def model(value):
@@ -202,3 +219,48 @@ def test_an_update_that_nobody_can_join_any_more_is_dropped():
         assert check_ins.report()[0].dropped == 1
 
     fleet(check, fewest=2, same_model=2, concurrency=3)
+
+
+def test_devices_that_come_later_are_asked_their_names_and_then_to_train():
+    def check(grid, check_ins):
+        grid.here = {0, 1, 2}
+        for node in (node_of(3), node_of(4), node_of(5)):
+            del check_ins.labels[node]
+        grid.finish(*range(6))
+        check_ins.gather(model(1), "train", 1)
+        assert set(grid.asked) <= {0, 1, 2}
+        grid.here |= {3, 4}
+        check_ins.clock.sleep(LOOK_SECONDS)
+        grid.finish(*range(6))
+        check_ins.gather(model(2), "train", 2)
+        assert {check_ins.labels[node_of(client)] for client in (3, 4)} == {"3", "4"}
+        assert {3, 4} & set(grid.asked)
+        assert 5 not in grid.asked
+
+    fleet(check)
+
+
+def test_a_device_that_comes_back_as_another_node_is_still_the_same_and_a_double_is_not_asked():
+    def check(grid, check_ins):
+        grid.here = {1, 2, 3, 4}
+        grid.names = {4: "0", 3: "1"}  # 0 is back as node 4; node 3 calls itself like node 1
+        for node in (node_of(3), node_of(4)):
+            del check_ins.labels[node]
+        grid.finish(*range(6))
+        check_ins.gather(model(1), "train", 1)
+        assert check_ins.labels == {
+            node_of(1): "1", node_of(2): "2", node_of(4): "0", node_of(5): "5",
+        }  # fmt: skip
+        assert set(grid.asked) <= {1, 2, 4}
+
+    fleet(check)
+
+
+def test_a_device_that_is_not_connected_is_not_asked():
+    def check(grid, check_ins):
+        grid.here = {2, 3}
+        grid.finish(*range(6))
+        members = check_ins.gather(model(1), "train", 1)
+        assert set(members) == {node_of(2), node_of(3)}
+
+    fleet(check)
