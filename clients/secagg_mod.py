@@ -223,6 +223,8 @@ class _Session:
 
     def _begin(self, plan: RoundPlan, envelope: Envelope, memory: ProtocolMemory) -> Message:
         bound = _bind(plan)
+        if plan.buffer is not None:
+            KeptUpdate(self.context).check()
         memory.begin(plan)
         first: Stage = "upload" if bound.secagg is None else "advertise"
         self._claim(plan, first, envelope)
@@ -400,7 +402,7 @@ class _Session:
 
     def _upload_kept(self, bound: BoundRound, buffer: Buffer, seat: int | None) -> Upload:
         """Encode what this device trained when it was asked to, weighed by its age."""
-        trained = KeptUpdate(self.context).take(bound.plan)
+        trained = KeptUpdate(self.context).take()
         staleness = buffer.seated(trained.model_digest, seat)
         _check_layers(bound.plan, trained.layers if bound.plan.run.names_layers else ())
         entropy = self._round_entropy(bound).child("upload")

@@ -3,12 +3,13 @@
 In asynchronous training a device works while others are asked for their sums: it trains,
 keeps what changed, and checks in. Later it is invited to a buffer, for which it encodes,
 masks and sends what it kept. Beside the update it keeps the digest of the model that it
-trained from, from which its staleness follows, and the number of the round that asked
-for it.
+trained from, from which its staleness follows.
 
-An update goes into one buffer, which may be tried more than once: after that it is of no
-use to anybody, and the device waits to be asked to train again. It is kept in Flower's
-Context, in the memory of the node, and is gone with it.
+An update leaves its device once. It is forgotten as it is taken, before anything is sent:
+two sums with the very same update, over members that differ by one, would show that one.
+If the buffer is given up after that, the update is lost, and the device waits to be asked
+to train again. It is kept in Flower's Context, in the memory of the node, and is gone
+with it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context
 
 from fedcore.errors import PeerProtocolError
-from fedcore.pipeline import Layer, LocalUpdate, RoundPlan, typed
+from fedcore.pipeline import Layer, LocalUpdate, typed
 from fedcore.vectors import Layout
 
 _TRAINED: Final = "fedcore.trained"
@@ -58,34 +59,36 @@ class KeptUpdate:
                 "examples": update.examples,
                 "metrics": list(update.metrics),
                 "values": [float(value) for value in update.metrics.values()],
-                "run": "",
-                "round": 0,
             }
         )
         delta = Array(update.delta.astype(np.float32))
         self._records[_UPDATE] = ArrayRecord({"delta": delta})
 
-    def take(self, plan: RoundPlan) -> Trained:
-        """Return what was trained, for any attempt of one buffer.
+    def check(self) -> None:
+        """Refuse a buffer for which there is nothing.
 
         Raises:
-            PeerProtocolError: There is nothing, or it went into an earlier buffer.
+            PeerProtocolError: Nothing was trained, or it was sent before.
         """
         if _TRAINED not in self._records.config_records:
-            msg = "this device has no update to give: ask it to train first"
-            raise PeerProtocolError(msg)
-        kept = self._records.config_records[_TRAINED]
-        used = (typed(kept, "run", str), typed(kept, "round", int))
-        if used not in (("", 0), (plan.run_id, plan.round_number)):
             msg = (
-                f"this device's update was given to buffer {used[1]} of run {used[0]!r:.40}, and "
-                f"goes into one only, asked for {plan.round_number}: ask it to train again"
+                "this device has no update to give, and gives each only once: ask it to train "
+                "again, and invite it to a buffer then"
             )
             raise PeerProtocolError(msg)
-        kept["run"], kept["round"] = plan.run_id, plan.round_number
+
+    def take(self) -> Trained:
+        """Return what was trained, and forget it.
+
+        Raises:
+            PeerProtocolError: As `check`.
+        """
+        self.check()
+        kept = self._records.config_records[_TRAINED]
         names, values = typed(kept, "metrics", list), typed(kept, "values", list)
         layers, sizes = typed(kept, "layers", list), typed(kept, "sizes", list)
         delta = self._records.array_records[_UPDATE]["delta"].numpy()
+        del self._records[_TRAINED], self._records[_UPDATE]
         return Trained(
             model_digest=typed(kept, "model", str),
             layers=tuple(Layer(name, size) for name, size in zip(layers, sizes, strict=True)),

@@ -168,32 +168,39 @@ def test_with_a_helper_the_seat_is_the_index_that_the_device_is_invited_to():
         check_in(one, 2, OTHER)
 
 
-def test_a_device_without_an_update_has_nothing_to_give():
-    one = coordinator(policy=LENIENT).advance("upload")
-    with pytest.raises(PeerProtocolError, match="ask it to train first"):
-        one.ask(0, one.message("upload", 0))
+@pytest.mark.parametrize("secagg", [NoSecAgg(), RUN.secagg], ids=["clear", "masks"])
+def test_a_device_without_an_update_is_in_no_buffer(secagg):
+    policy = DevicePolicy(require_masks=False)
+    one = coordinator(run=replace(RUN, secagg=secagg), policy=policy)
+    first = "upload" if isinstance(secagg, NoSecAgg) else "advertise"
+    with pytest.raises(PeerProtocolError, match="has no update to give"):
+        one.ask(0, one.message(first, 0, content=RecordDict()))
+    assert not one.contexts[0].state  # and is free for the next
 
 
-def test_an_update_goes_into_one_buffer_and_any_attempt_of_it():
+@pytest.mark.parametrize("changes", [{"attempt": 2}, {"round_number": 2}])
+def test_an_update_leaves_its_device_once(changes):
     clear = replace(RUN, secagg=NoSecAgg())
     policy = DevicePolicy(require_masks=False)
     first = coordinator(run=clear, policy=policy)
     check_in(first, 0)
+    message = first.message("upload", 0, content=RecordDict())
+    sent = first.ask(0, message)
+    assert sent.content == first.ask(0, message).content  # it got lost: the same bytes again
+    later = coordinator(run=clear, app=first.app, **changes)
+    later.contexts = first.contexts
+    again = later.message("upload", 0, content=RecordDict())
+    with pytest.raises(PeerProtocolError, match="gives each only once"):
+        later.ask(0, again)
+    check_in(later, 0)
+    assert later.ask(0, again).has_content()
 
-    def asked(**changes):
-        one = coordinator(run=clear, app=first.app, **changes)
-        one.contexts = first.contexts
-        return one, one.message("upload", 0, content=RecordDict())
 
-    for attempt in (1, 2):
-        one, message = asked(attempt=attempt)
-        assert one.ask(0, message).has_content()
-    one, message = asked(round_number=2)
-    with pytest.raises(PeerProtocolError, match="was given to buffer 1 of run '1'"):
-        one.ask(0, message)
-    check_in(one, 0)  # trained again
-    one, message = asked(round_number=3)
-    assert one.ask(0, message).has_content()
+def test_an_update_is_gone_before_the_answer_that_holds_it_leaves():
+    one = coordinator(policy=LENIENT)
+    play(one)
+    for context in one.contexts:
+        assert not any("trained" in name for name in context.state)
 
 
 def test_a_plan_that_names_other_layers_than_those_trained_is_refused():
