@@ -34,6 +34,9 @@ class DevicePolicy:
         minimum_corrupt: Parameters that withstand a smaller colluding fraction are refused.
         authority: Public key of the root that enrolls devices, 64 hexadecimal digits; with
             it, rounds whose keys that root does not certify are refused.
+        minimum_same_model: Buffers are refused in which fewer members trained the model of any
+            one of them, that one included, whoever drops out; 1 demands nothing. See
+            `fedcore.pipeline.buffer`.
         helper_key: Public key of the seed helper, 64 hexadecimal digits; without it, rounds
             with a helper are refused.
     """
@@ -47,6 +50,7 @@ class DevicePolicy:
     largest_clip: float | None = None
     minimum_corrupt: float = 0.0
     authority: str | None = None
+    minimum_same_model: int = 2
     helper_key: str | None = None
 
     def check(self, plan: RoundPlan) -> None:
@@ -60,6 +64,8 @@ class DevicePolicy:
         privacy = plan.run.privacy
         noise = stated_noise(privacy) if isinstance(privacy, Distributed) else 0.0
         authority = getattr(secagg, "authority", None)
+        dropped = plan.clients - plan.run.minimum_survivors(plan.clients)
+        alike = plan.clients if plan.buffer is None else plan.buffer.alike(dropped)
         for broken, rule in (
             (
                 plan.clients < self.minimum_cohort,
@@ -79,6 +85,11 @@ class DevicePolicy:
                 and bits < self.sparse_security_bits,
                 f"{self.sparse_security_bits} bits for a sparse graph that the coordinator may "
                 f"draw again, found {bits}",
+            ),
+            (
+                alike < self.minimum_same_model and not isinstance(secagg, NoSecAgg),
+                f"at least {self.minimum_same_model} members of a buffer with the same model, "
+                f"whoever drops out, found {alike}",
             ),
             (
                 self.require_masks and isinstance(secagg, NoSecAgg),

@@ -41,6 +41,7 @@ from clients.memory import ProtocolMemory
 from clients.participation import spacing_of
 from clients.policy import DevicePolicy
 from clients.requests import request_digest
+from clients.trained import KeptUpdate
 from fedcore.crypto import Entropy, SystemEntropy
 from fedcore.engine import to_arrays, to_record
 from fedcore.errors import ConfigurationError, FedcoreError, PeerProtocolError
@@ -50,7 +51,9 @@ from fedcore.pipeline import (
     VECTOR,
     VECTOR_TYPE,
     BoundRound,
+    Buffer,
     Envelope,
+    Layer,
     LocalUpdate,
     RoundPlan,
     Upload,
@@ -61,7 +64,7 @@ from fedcore.pipeline import (
 )
 from fedcore.pipeline.decline import DECLINE_CODE, DECLINED, Reason
 from fedcore.pipeline.download import DOWNLOAD, LACKING, MODEL, UPDATE, UPDATE_TYPE, Download
-from fedcore.pipeline.envelope import IDENTIFY, STAGES, Stage
+from fedcore.pipeline.envelope import CHECK_IN, IDENTIFY, STAGES, Stage
 from fedcore.ring import pack
 from fedcore.secagg import (
     Identity,
@@ -74,11 +77,12 @@ from fedcore.secagg import (
     load_state,
     step,
 )
+from fedcore.secagg.client import AwaitingDelivery
 from fedcore.secagg.fields import Reader
 from fedcore.secagg.identity import Credential
 from fedcore.secagg.messages import Delivery, Invitation, Reply, Request, Roster, Survivors
 from fedcore.secagg.seed_helper import HelperPlan, mask_and_seal
-from fedcore.vectors import Layout, RingVector
+from fedcore.vectors import Layout, RealVector, RingVector
 
 EntropySource: TypeAlias = Callable[[Context], Entropy]
 """Gives a node its randomness; the operating system's unless a simulation replays."""
@@ -185,6 +189,9 @@ class _Session:
         if envelope.stage == IDENTIFY:
             reason = self.device.guard(self.context)
             return self._identify() if reason is None else self._decline(reason)
+        if envelope.stage == CHECK_IN:
+            reason = self.device.guard(self.context)
+            return self._check_in(envelope) if reason is None else self._decline(reason)
         memory = ProtocolMemory(self.context)
         plan = RoundPlan.from_bytes(envelope.plan) if envelope.plan else None
         if plan is not None:
@@ -220,12 +227,15 @@ class _Session:
 
     def _begin(self, plan: RoundPlan, envelope: Envelope, memory: ProtocolMemory) -> Message:
         bound = _bind(plan)
+        if plan.buffer is not None:
+            KeptUpdate(self.context).check()
         memory.begin(plan)
         first: Stage = "upload" if bound.secagg is None else "advertise"
         self._claim(plan, first, envelope)
         if bound.secagg is not None:
             return self._join(bound, bound.secagg, envelope, memory)
-        upload = self._upload(bound, envelope)
+        seat = None if bound.helper is None else _seat_in(envelope)
+        upload = self._upload(bound, envelope, seat)
         if bound.helper is not None:
             return self._seal(bound, bound.helper, envelope, upload)
         return self._reply_with_vector(pack(upload.vector, bound.ring) + upload.payload, upload)
@@ -316,7 +326,8 @@ class _Session:
         upload: Upload | None = None
         vector: RingVector | None = None
         if kind is Delivery:
-            upload = self._upload(bound, envelope)
+            seat = state.client if isinstance(state, AwaitingDelivery) else None
+            upload = self._upload(bound, envelope, seat)
             vector = upload.vector
         successor, reply = step(
             state,
@@ -353,9 +364,6 @@ class _Session:
         self, bound: BoundRound, plan: HelperPlan, envelope: Envelope, upload: Upload
     ) -> Message:
         """Mask the upload under a fresh seed, and seal the seed to the pinned helper."""
-        reader = Reader(envelope.message)
-        client = reader.u32()
-        reader.end("an invitation to a round with a helper")
         if self.device.policy.helper_key is None:
             msg = "this device pins no seed helper; it does not take part"
             raise PeerProtocolError(msg)
@@ -367,7 +375,7 @@ class _Session:
         sealed = mask_and_seal(
             upload.vector,
             plan,
-            client,
+            _seat_in(envelope),
             pinned_key=bytes.fromhex(self.device.policy.helper_key),
             entropy=self._round_entropy(bound).child("helper"),
             identity=identity,
@@ -376,44 +384,27 @@ class _Session:
             pack(sealed.vector, plan.ring), upload, {BOX: sealed.box.to_bytes()}
         )
 
-    def _upload(self, bound: BoundRound, envelope: Envelope) -> Upload:
-        """Train, and encode what changed."""
-        content = RecordDict(
-            {name: record for name, record in self.message.content.items() if name != RECORD}
-        )
-        received = _single_arrays(content, "the coordinator's message")
-        arrays = to_arrays(received)
-        if model_digest(arrays) != bound.plan.model_digest:
+    def _upload(self, bound: BoundRound, envelope: Envelope, seat: int | None) -> Upload:
+        """Encode what training changed, in this round or before."""
+        if bound.plan.buffer is not None:
+            return self._upload_kept(bound, bound.plan.buffer, seat)
+        received = self._received()
+        if received.digest != bound.plan.model_digest:
             msg = (
                 "the model must be the one that the round's keys are bound to, found another: "
                 "this device does not take part"
             )
             raise PeerProtocolError(msg)
-        layout = Layout.of(arrays)
-        if layers_of(bound.plan.run, layout) != bound.plan.layers:
-            msg = (
-                "the plan must name the layers of the model that came with it, found others: "
-                "this device does not take part"
-            )
-            raise PeerProtocolError(msg)
-        before = layout.flatten(arrays)
-        self.message.content = content
-        reply = self._train()
-        trained = _single_arrays(reply.content, "the train function's reply")
-        after = layout.flatten(to_arrays(trained))
-        examples, metrics = _measurements(reply.content, envelope.weight_key)
+        _check_layers(bound.plan, layers_of(bound.plan.run, received.layout))
+        update = self._train(received, envelope.weight_key)
         feedback = Feedback(self.context)
         earlier = feedback.start(bound.plan, envelope.counted)
-        upload = make_upload(
-            bound,
-            LocalUpdate(after - before, examples, metrics),
-            earlier,
-            self._round_entropy(bound).child("upload"),
-        )
+        entropy = self._round_entropy(bound).child("upload")
+        upload = make_upload(bound, update, earlier, entropy)
         feedback.keep(bound.plan, upload, earlier)
         return upload
 
-    def _train(self) -> Message:
+    def _call_train(self) -> Message:
         """Call the train function; what it says of examples when it fails stays here."""
         try:
             return self.call_next(self.message, self.context)
@@ -422,6 +413,40 @@ class _Session:
         except Exception as error:
             msg = f"the train function failed with {type(error).__name__}: see the device's log"
             raise TrainingFailedError(msg) from error
+
+    def _upload_kept(self, bound: BoundRound, buffer: Buffer, seat: int | None) -> Upload:
+        """Encode what this device trained when it was asked to, weighed by its age."""
+        trained = KeptUpdate(self.context).take()
+        staleness = buffer.seated(trained.model_digest, seat)
+        _check_layers(bound.plan, trained.layers if bound.plan.run.names_layers else ())
+        entropy = self._round_entropy(bound).child("upload")
+        return make_upload(bound, trained.update, None, entropy, staleness=staleness)
+
+    def _check_in(self, envelope: Envelope) -> Message:
+        """Train, keep the update, and say no more than that it is there."""
+        received = self._received()
+        update = self._train(received, envelope.weight_key)
+        KeptUpdate(self.context).keep(received.digest, received.layout, update)
+        record = ConfigRecord({CHECK_IN: True})
+        return Message(RecordDict({RECORD: record}), reply_to=self.message)
+
+    def _received(self) -> _Received:
+        """Return the model and what came with it."""
+        content = RecordDict(
+            {name: record for name, record in self.message.content.items() if name != RECORD}
+        )
+        arrays = to_arrays(_single_arrays(content, "the coordinator's message"))
+        layout = Layout.of(arrays)
+        return _Received(content, layout, model_digest(arrays), layout.flatten(arrays))
+
+    def _train(self, received: _Received, weight_key: str) -> LocalUpdate:
+        """Call the train function on what was received."""
+        self.message.content = received.content
+        reply = self._call_train()
+        trained = _single_arrays(reply.content, "the train function's reply")
+        after = received.layout.flatten(to_arrays(trained))
+        examples, metrics = _measurements(reply.content, weight_key)
+        return LocalUpdate(after - received.model, examples, metrics)
 
     def _round_entropy(self, bound: BoundRound) -> Entropy:
         plan = bound.plan
@@ -441,6 +466,33 @@ class _Session:
             RecordDict({RECORD: names, f"{RECORD}.{VECTOR}": ArrayRecord({VECTOR: array})}),
             reply_to=self.message,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Received:
+    """A model to train, flat, and the message that the train function expects."""
+
+    content: RecordDict
+    layout: Layout
+    digest: str
+    model: RealVector
+
+
+def _check_layers(plan: RoundPlan, found: tuple[Layer, ...]) -> None:
+    if found != plan.layers:
+        msg = (
+            "the plan must name the layers of the model that came with it, found others: "
+            "this device does not take part"
+        )
+        raise PeerProtocolError(msg)
+
+
+def _seat_in(envelope: Envelope) -> int:
+    """Return the device's index in a round with a helper."""
+    reader = Reader(envelope.message)
+    client = reader.u32()
+    reader.end("an invitation to a round with a helper")
+    return client
 
 
 def _stage_of(kind: type[Request], plan: Plan) -> Stage:

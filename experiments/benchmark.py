@@ -34,7 +34,7 @@ def _suite(name: str, size: str = "quick") -> Callable[[int, int], Sequence[Mapp
 
     Args:
         name: Of the suite.
-        size: How much of it; only `secagg`, `dme` and `codec` have more than one.
+        size: How much of it; only `secagg`, `dme`, `codec` and `buffered` have more than one.
 
     Raises:
         ConfigurationError: There is no such suite.
@@ -70,7 +70,12 @@ def _suite(name: str, size: str = "quick") -> Callable[[int, int], Sequence[Mapp
             )
 
             return lambda _nodes, rounds: measure_deployment(rounds)
-    msg = f"suite must be engine, workers, secagg, dme, noise, codec or deployment, got {name!r}"
+        case "buffered":
+            from experiments.bench_buffered import measure_buffered  # noqa: PLC0415 - torch
+
+            return lambda _nodes, _rounds: measure_buffered(size)
+    known = "engine, workers, secagg, dme, noise, codec, deployment or buffered"
+    msg = f"suite must be {known}, got {name!r}"
     raise ConfigurationError(msg)
 
 
@@ -93,6 +98,10 @@ def _pictures(name: str, rows: Sequence[Mapping[str, object]]) -> dict[str, byte
             from experiments.plots_deployment import beside_stock  # noqa: PLC0415 - as above
 
             return {"deployment.png": beside_stock(rows)}
+        case "buffered":
+            from experiments.bench_buffered import draw_buffered  # noqa: PLC0415 - as above
+
+            return {"time.png": draw_buffered(rows)}
     return {}
 
 

@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy.typing as npt
 from tqdm import tqdm
 
+from experiments.staleness import buffer_words, run_words
 from experiments.sweep import NOT_BEGUN
 from experiments.wire import round_bytes, run_bytes
 from fedcore.job import Job, Preflight
@@ -144,6 +145,7 @@ class Recorder:
             "lost": dict(report.lost),
             "declined": dict(report.declined),
             "refusals": dict(report.refusals),
+            "buffer": buffer_words(report.buffer),
             "attempts": report.attempts,
             "aborted": list(report.aborted),
             "clipped": report.clipped,
@@ -191,6 +193,7 @@ class Recorder:
             "secagg": self._secagg(job),
             "declined": declined,
             "refusals": refusals,
+            "buffer": run_words([r.buffer for r in self._reports if r.buffer is not None]),
             "epsilon": finite(spent),
             "delta": preflight.delta,
             **self._privacy(preflight, spent),

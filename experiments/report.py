@@ -67,6 +67,7 @@ class Round:
     unclipped: float | None = None
     downloads: int | None = None
     declined: dict[str, int] = field(default_factory=dict)
+    buffer: dict[str, float] | None = None
 
     @property
     def client_bytes(self) -> float:
@@ -251,6 +252,11 @@ class Run:
         """What to type to do it again, into a new folder."""
         kept = [entry for entry in self.overrides if not entry.lstrip("+").startswith("output=")]
         return shlex.join(["python", "-m", "experiments.train", *kept])
+
+    @property
+    def buffered(self) -> bool:
+        """Whether updates of different versions were added up."""
+        return any(entry.buffer is not None for entry in self.rounds)
 
     @property
     def adapted(self) -> bool:

@@ -17,6 +17,7 @@ from pydantic import Discriminator, TypeAdapter, ValidationError
 
 import experiments.resolvers  # noqa: F401 - what conf/ calls
 from clients.simulated import simulated_root
+from fedcore.engine import HeavyTailed
 from fedcore.errors import ConfigurationError
 from fedcore.job import Int8Aware, Job, explain
 from fedcore.pipeline import NoSecAgg
@@ -98,6 +99,12 @@ class Experiment(Job):
 
     def __post_init__(self) -> None:
         Job.__post_init__(self)  # a class with slots is made anew, and super() finds the old one
+        if isinstance(self.pace, HeavyTailed) and isinstance(self.engine, Ray):
+            msg = (
+                "pace=heavy_tailed passes on a virtual clock, and Ray's engine has its own: choose "
+                "engine=in_process, or pace=at_once"
+            )
+            raise ConfigurationError(msg)
         if isinstance(self.qat, Int8Aware) and isinstance(self.release, NoRelease):
             msg = (
                 "qat=int8 trains for an int8 release, and release=none makes none: choose "

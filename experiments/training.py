@@ -39,7 +39,7 @@ from experiments.sweep import (
 from fedcore.crypto import SystemEntropy
 from fedcore.engine import DropScript, run_in_process, run_on_ray
 from fedcore.errors import ConfigurationError
-from fedcore.job import Job, Preflight, RemoteHelper, check, of_examples
+from fedcore.job import Buffered, Job, Preflight, RemoteHelper, check, of_examples
 from fedcore.manifest import Provenance
 from fedcore.pipeline import NoSecAgg, SeedHelper
 from fedcore.release import load_or_create_key, release_model
@@ -193,12 +193,18 @@ def simulated_devices(job: Job, *, signed: bool, inner: Sequence[Mod] = ()) -> C
             require_masks=not isinstance(job.secagg, NoSecAgg),
             authority=getattr(job.secagg, "authority", None),
             helper_key=_helper_key(job),
+            minimum_same_model=same_model(job),
         ),
         entropy=replayed_entropy(job.seed),
         identity=simulated_identities(job.seed) if signed else None,
         keep_answer=isinstance(job.faults, DropScript),  # nothing else gets lost in a simulation
         inner=inner,
     )
+
+
+def same_model(job: Job) -> int:
+    """Return what simulated devices demand of a buffer: what the job promises."""
+    return job.schedule.same_model if isinstance(job.schedule, Buffered) else 1
 
 
 def _helper_key(job: Job) -> str | None:

@@ -43,6 +43,24 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class BufferReport:
+    """What an asynchronous fleet did while a buffer filled.
+
+    Attributes:
+        staleness: Of each member of the buffer, in ascending order.
+        running: Devices that train, when the buffer is over.
+        waiting: Devices that have checked in, and are in no buffer yet.
+        dropped: Updates that were given up since the last buffer: too stale, or too few others
+            of their version.
+    """
+
+    staleness: tuple[int, ...] = ()
+    running: int = 0
+    waiting: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RoundReport:
     """How one round of aggregation went.
 
@@ -65,6 +83,7 @@ class RoundReport:
         declined: Of the lost, those that said why they do not take part, by reason; nobody
             learns here which device it was.
         refusals: Of the lost, those whose program failed or refused the plan, by what it said.
+        buffer: Of asynchronous training; None in a round.
     """
 
     round_number: int
@@ -83,6 +102,7 @@ class RoundReport:
     unclipped: float | None = None
     declined: Mapping[str, int] = field(default_factory=dict)
     refusals: Mapping[str, int] = field(default_factory=dict)
+    buffer: BufferReport | None = None
 
 
 def skipped(round_number: int, invited: int, reason: str, epsilon: float) -> RoundReport:

@@ -34,6 +34,7 @@ from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.privacy import PrivacyLedger
 from fedcore.secagg import Certificate
 from fedcore.vectors import Entry, Layout
+from strategies.check_ins import CheckInState, Task
 from strategies.grid_state import DownlinkState, GridState
 from strategies.progress import Arrays, Past
 
@@ -75,6 +76,7 @@ class Checkpoint:
             its own keeps them.
         nodes: What simulated nodes keep, by node id.
         labels: What the nodes are called, by node id.
+        check_ins: Who trains and who is done, in a simulation of asynchronous training.
     """
 
     job: str
@@ -89,6 +91,7 @@ class Checkpoint:
     noise: bytes | None = field(default=None, repr=False)
     nodes: Mapping[int, RecordDict] = field(default_factory=dict, repr=False)
     labels: Mapping[int, str] = field(default_factory=dict, repr=False)
+    check_ins: CheckInState | None = None
 
     def to_bytes(self) -> bytes:
         """Return what `from_bytes` reads; the same for the same checkpoint."""
@@ -104,6 +107,7 @@ class Checkpoint:
             grid=grid,
             arrays=tuple(arrays),
             labels=dict(self.labels),
+            check_ins=None if self.check_ins is None else _plain_check_ins(self.check_ins),
         )
         text = json.dumps(asdict(header), separators=(",", ":"))
         file = BytesIO()
@@ -153,8 +157,18 @@ class _Grid:
 
 
 @dataclass(frozen=True, slots=True)
+class _CheckIns:
+    """All of a `CheckInState` but what was sent."""
+
+    versions: tuple[str, ...]
+    running: tuple[Task, ...]
+    waiting: tuple[Task, ...]
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Header:
-    """All of a checkpoint but its arrays, whose names it lists."""
+    """All of a checkpoint but its arrays, whose names it has."""
 
     job: str
     round_number: int
@@ -165,6 +179,7 @@ class _Header:
     grid: _Grid | None
     arrays: tuple[str, ...]
     labels: dict[int, str] = field(default_factory=dict)
+    check_ins: _CheckIns | None = None
 
 
 def _parse(data: bytes) -> Checkpoint:
@@ -208,6 +223,7 @@ def _assembled(header: _Header, arrays: _Flat) -> Checkpoint:
             for name, array in taken.below("nodes").items()
         },
         labels=header.labels,
+        check_ins=None if header.check_ins is None else _check_ins(header.check_ins, taken),
     )
     taken.check_all()
     return checkpoint
@@ -254,6 +270,10 @@ def _arrays_of(checkpoint: Checkpoint) -> _Flat:
     groups["nodes"] = {
         str(node_id): _as_array(pack_records(state)) for node_id, state in checkpoint.nodes.items()
     }
+    if checkpoint.check_ins is not None:
+        groups["sent"] = {
+            str(number): _as_array(data) for number, data in checkpoint.check_ins.contents.items()
+        }
     arrays = {
         f"{group}/{name}": np.asarray(array)
         for group, members in groups.items()
@@ -298,6 +318,19 @@ def _plain(grid: GridState) -> _Grid:
         },
         downlink=downlink,
     )
+
+
+def _plain_check_ins(state: CheckInState) -> _CheckIns:
+    return _CheckIns(state.versions, state.running, state.waiting, state.now)
+
+
+def _check_ins(state: _CheckIns, taken: _Taken) -> CheckInState:
+    contents = {int(name): _as_bytes(array) for name, array in taken.below("sent").items()}
+    missing = {task.round_number for task in state.running} - contents.keys()
+    if missing:
+        msg = f"what devices were sent in round {min(missing)} is missing"
+        raise ValueError(msg)
+    return CheckInState(state.versions, state.running, state.waiting, contents, state.now)
 
 
 def _grid(grid: _Grid, taken: _Taken) -> GridState:

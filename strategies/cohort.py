@@ -63,22 +63,29 @@ def discover(
             )
             raise ConfigurationError(msg)
         clock.sleep(POLL_SECONDS)
-    questions = {
-        node_id: Message(RecordDict({"profile": ConfigRecord()}), node_id, PROFILE)
-        for node_id in ids
-        if node_id not in earlier
-    }
-    labels = {node_id: earlier.get(node_id, str(node_id)) for node_id in ids}
-    for node_id, reply in exchange(grid, questions, seconds=seconds, clock=clock):
-        if reply.has_content():
-            label = reply.content.config_records.get("profile", ConfigRecord()).get("label")
-            labels[node_id] = label if isinstance(label, str) else labels[node_id]
+    strangers = [node_id for node_id in ids if node_id not in earlier]
+    labels = {node_id: earlier[node_id] for node_id in ids if node_id in earlier}
+    labels |= labels_of(grid, strangers, seconds=seconds, clock=clock)
     # A device that came back under another id is the one of its label, and no second one.
     here = set(labels.values())
     labels |= {node_id: label for node_id, label in earlier.items() if label not in here}
     if len(set(labels.values())) < len(labels):
         msg = "every node must have a label of its own, found one twice: check partition-id"
         raise ConfigurationError(msg)
+    return labels
+
+
+def labels_of(
+    grid: Grid, node_ids: Iterable[int], *, seconds: float, clock: Clock
+) -> dict[int, str]:
+    """Ask nodes who they are; return what they answer in time, and the ids of the others."""
+    labels = {node_id: str(node_id) for node_id in node_ids}
+    questions = {
+        node_id: Message(RecordDict({"profile": ConfigRecord()}), node_id, PROFILE)
+    for node_id, reply in exchange(grid, questions, seconds=seconds, clock=clock):
+        if reply.has_content():
+            label = reply.content.config_records.get("profile", ConfigRecord()).get("label")
+            labels[node_id] = label if isinstance(label, str) else labels[node_id]
     return labels
 
 

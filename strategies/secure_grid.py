@@ -212,7 +212,7 @@ class SecureGrid(WrappedGrid):
             ConfigurationError: A training message: its reply would be a single update.
         """
         batch = list(messages)
-        if any(_is_training(message) for message in batch):
+        if any(is_training(message) for message in batch):
             msg = (
                 "training messages must go through SecureGrid.send_and_receive, which returns "
                 "their secure mean; a pulled reply would be a single client's update"
@@ -235,7 +235,7 @@ class SecureGrid(WrappedGrid):
             BudgetExhaustedError: The round would exceed the privacy budget; nothing was sent.
         """
         batch = list(messages)
-        if not any(_is_training(message) for message in batch):
+        if not any(is_training(message) for message in batch):
             return self._grid.send_and_receive(batch, timeout=timeout)
         strategy = calling_strategy()
         if strategy is not None:
@@ -281,7 +281,7 @@ class SecureGrid(WrappedGrid):
         )
         last = self._last  # a pruned model has other coordinates than the one before
         last = last if last is not None and len(last) == first.dim else None
-        first = replace(first, support=support_of(first, last))
+        first = self._for_cohort(replace(first, support=support_of(first, last)), asked)
         traffic, aborted, refusals = Traffic(), [], dict[str, int]()
         for number in range(1, plan.attempts + 1):
             # Refuses a plan that does not fit, and a sum that is too expensive, before any work;
@@ -325,7 +325,7 @@ class SecureGrid(WrappedGrid):
         missing = len(asked) - len(seats.clients)
         lost = {IDENTIFY: missing} if missing else {}
         try:
-            bound = _bound_to(seats, bound)
+            bound = _bound_to(seats, bound, self._for_cohort)
         except RoundAbortedError as error:
             return _Attempt(
                 bound, None, seats.traffic, lost, str(error), seats.declined, seats.refusals
@@ -345,7 +345,7 @@ class SecureGrid(WrappedGrid):
             self._clock,
             bound,
             seats.clients,
-            content,
+            self._uploading(content),
             kind,
             self._weight_key,
             seats.identity_keys,
@@ -379,6 +379,14 @@ class SecureGrid(WrappedGrid):
         declined = add_reasons(seats.declined, current.declined)
         refusals = add_refusals(seats.refusals, current.refusals)
         return _Attempt(bound, mean, traffic, lost | current.lost, aborted, declined, refusals)
+
+    def _for_cohort(self, plan: RoundPlan, clients: Sequence[Invited]) -> RoundPlan:
+        """Return the plan for these clients, by index."""
+        return replace(plan, clients=len(clients))
+
+    def _uploading(self, content: RecordDict) -> RecordDict:
+        """Return what a request for an upload brings with it."""
+        return content
 
     def _release(self, bound: BoundRound, survivors: int, drawn: Drawn | None = None) -> Release:
         """Return what a sum over `survivors` costs, as a part of the noise's stream."""
@@ -456,7 +464,9 @@ class SecureGrid(WrappedGrid):
         return Message(content, reply_to=request)
 
 
-def _bound_to(seats: Seats, bound: BoundRound) -> BoundRound:
+def _bound_to(
+    seats: Seats, bound: BoundRound, planned: Callable[[RoundPlan, Sequence[Invited]], RoundPlan]
+) -> BoundRound:
     """Return the round for those who are seated: all, or nearly all, that were asked.
 
     Raises:
@@ -470,7 +480,7 @@ def _bound_to(seats: Seats, bound: BoundRound) -> BoundRound:
         return bound
     roster = roster_digest(seats.identity_keys).hex()
     try:
-        return bind_round(replace(plan, clients=found, roster=roster))
+        return bind_round(planned(replace(plan, roster=roster, buffer=None), seats.clients))
     except ConfigurationError as error:  # the cohort that was asked would do, this one does not
         raise RoundAbortedError(
             stage="identifying", needed=plan.clients, found=found, reason=str(error)
@@ -491,7 +501,8 @@ def empty_ledger(plan: RunPlan) -> PrivacyLedger:
     return PrivacyLedger(delta=plan.privacy.delta, epsilon_budget=plan.privacy.epsilon_budget)
 
 
-def _is_training(message: Message) -> bool:
+def is_training(message: Message) -> bool:
+    """Tell whether a message asks for training."""
     return message.metadata.message_type.split(".")[0] == MessageType.TRAIN
 
 

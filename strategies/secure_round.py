@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TypeVar
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -156,7 +155,9 @@ class SecureRound:
             total, survivors = self._add_in_the_clear()
         self.survivors = survivors
         names = self._names_of(survivors)
-        return decode_sum(self.bound, total, len(survivors), names, self.noise)
+        return decode_sum(
+            self.bound, total, len(survivors), names, self.noise, stale=self._stale(survivors)
+        )
 
     def _add_under_masks(self, plan: Plan) -> tuple[RingVector, frozenset[int]]:
         joining, invitations = invite(plan, self.identity_keys)
@@ -255,7 +256,13 @@ class SecureRound:
             len(survivors),
             self._names_of(survivors),
             updates=adding.reals,
+            stale=self._stale(survivors),
         )
+
+    def _stale(self, survivors: Iterable[int]) -> float | None:
+        """Return the sum of the survivors' weights by staleness; None in a round."""
+        buffer = self.bound.plan.buffer
+        return None if buffer is None else buffer.total(survivors)
 
     def _check_survivors(self, survivors: Collection[int]) -> None:
         """Abort a round in the clear that too few clients answered, before it is decoded."""
@@ -331,7 +338,7 @@ class SecureRound:
             seconds=max(0.0, deadline - self.clock.now()),
             clock=self.clock,
             retry_after=self.retry_after,
-            sent=partial(self._count_sent, stage),
+            sent=self._count_sent,
         )
         for client, reply in replies:
             if (said := refusal_of(reply)) is not None:
@@ -400,11 +407,11 @@ class SecureRound:
         self._metric_names[client] = tuple(str(name) for name in names)
         return array.data
 
-    def _count_sent(self, stage: Stage, message: Message) -> None:
+    def _count_sent(self, message: Message) -> None:
         self.traffic += Traffic(
             down_payload=array_bytes(message.content),
             down_total=content_bytes(message.content),
-            downloads=int(stage == "upload"),
+            downloads=int(bool(message.content.array_records)),
         )
 
     def _count_received(self, stage: Stage, reply: Message) -> None:

@@ -20,15 +20,19 @@ from flwr.serverapp.strategy import Strategy
 
 from fedcore.crypto import Entropy, ReplayedEntropy, SystemEntropy
 from fedcore.engine import (
+    Clock,
     DroppingGrid,
     DropScript,
+    HeavyTailed,
     InProcessGrid,
+    PacedGrid,
     SystemClock,
+    VirtualClock,
     to_arrays,
     to_record,
 )
 from fedcore.errors import BudgetExhaustedError, ConfigurationError
-from fedcore.job import Job, Poisson, Preflight, RemoteHelper, check, of_examples
+from fedcore.job import Buffered, Job, Poisson, Preflight, RemoteHelper, check, of_examples
 from fedcore.job.levels import NOISE_KEY
 from fedcore.models import Structured, Widths, build, fitting_widths, prune, pruned_widths
 from fedcore.pipeline import (
@@ -46,6 +50,7 @@ from fedcore.privacy import MatrixGaussian, PrivacyLedger
 from fedcore.telemetry import RoundReport
 from fedcore.training import Evaluation, ExampleLevelPrivacy, evaluate, get_arrays, set_arrays
 from fedcore.vectors import Layout
+from strategies.buffered_grid import BufferedGrid, check_ins_of
 from strategies.checkpoint import Checkpoint
 from strategies.checkpoints import (
     LOST,
@@ -150,7 +155,7 @@ class _Run:
         self._noise_file = noise_file
         self._preflight = preflight
         self._observer = observer
-        self._clock = SystemClock()
+        self._clock = clock_of(job, grid)
         dataset = preflight.dataset
         self._model = build(job.model, dataset.input_shape, dataset.classes, job.seed)
         self._widths: Widths | None = None
@@ -173,7 +178,7 @@ class _Run:
         found = None if checkpoints is None else self._found(checkpoints)
         self._labels = discover(
             grid,
-            nodes=job.clients,
+            nodes=_at_first(job),
             seconds=job.stage_seconds,
             clock=self._clock,
             known=None if found is None or self._nodes is not None else found.labels,
@@ -249,7 +254,7 @@ class _Run:
         self._past = list(found.past)
         self._arrays, self._unpruned = found.model, found.unpruned
         self._examples = found.examples
-        self._began -= self._past[-1].seconds if self._past else 0.0
+        self._began = self._clock.now() - (self._past[-1].seconds if self._past else 0.0)
         give_back(self._strategy, found.strategy)
         self._load(found.model)
         for past in reversed(self._past):
@@ -263,6 +268,8 @@ class _Run:
         over = 0 if found is None else found.round_number
         if isinstance(job.faults, DropScript):
             grid = DroppingGrid(grid, job.faults, describe_by(self._labels))
+        if isinstance(job.pace, HeavyTailed):
+            grid = PacedGrid(grid, job.pace, describe_by(self._labels), self._clock)
         cohorts = Cohorts(
             self._labels,
             job.sampling,
@@ -287,19 +294,35 @@ class _Run:
         if isinstance(plan.secagg, SeedHelper):
             helper, key = connect_helper(job)
             plan = replace(plan, secagg=replace(plan.secagg, public_key=key))
-        secure = SecureGrid(
+        make: Callable[..., SecureGrid] = SecureGrid
+        if isinstance(job.schedule, Buffered):
+            kept = self._checkpoints
+            check_ins = check_ins_of(
+                job,
+                job.schedule,
+                grid,
+                self._clock,
+                self._labels,
+                resumable=self._nodes is not None and kept is not None and kept.folder.repeatable,
+                found=None if found is None else found.check_ins,
+            )
+            make = partial(BufferedGrid, check_ins=check_ins)
+        secure = make(
             grid,
             plan,
             on_round=self._keep,
             labels=self._labels,
             helper=helper,
-            drawn=cohorts.executed,
+            clock=self._clock,
+            drawn=None if isinstance(job.schedule, Buffered) else cohorts.executed,
             retry_after=self._retry_after,
             noise=noise,
             ledger=None if found is None else found.ledger,
             state=None if found is None else found.grid,
             note=self._note,
         )
+        if isinstance(job.schedule, Buffered):
+            return secure, secure
         refusal = partial(refused_size, plan, self._preflight.layouts)
         return CohortGrid(secure, cohorts, refusal=refusal, on_skip=secure.skip_round), secure
 
@@ -350,6 +373,7 @@ class _Run:
                 noise=noise.to_bytes() if isinstance(noise, MatrixRun) and not noise.path else None,
                 nodes={} if self._nodes is None else self._nodes.node_states(),
                 labels=self._labels,
+                check_ins=secure.kept if isinstance(secure, BufferedGrid) else None,
             )
         )
 
@@ -444,6 +468,17 @@ class _Run:
     def _evaluate(self) -> Evaluation:
         dataset = self._preflight.dataset
         return evaluate(self._model, dataset.x_test, dataset.y_test)
+
+
+def _at_first(job: Job) -> int:
+    """Return how many nodes must be connected when the run begins."""
+    return job.clients_per_round if isinstance(job.schedule, Buffered) else job.clients
+
+
+def clock_of(job: Job, grid: Grid) -> Clock:
+    """Return the run's clock: a virtual one where simulated devices take their time."""
+    simulated = isinstance(grid, InProcessGrid) and isinstance(job.pace, HeavyTailed)
+    return VirtualClock() if simulated else SystemClock()
 
 
 def _path(context: Context, key: str) -> Path | None:

@@ -11,6 +11,7 @@ from fedcore.job.optimisation import (
 )
 from fedcore.job.preflight import Preflight, check
 from fedcore.job.sampling import Everyone, FixedSize, Poisson, SamplingConfig
+from fedcore.job.schedule import Buffered, Rounds
 from fedcore.job.settings import (
     FedAvg,
     FedAvgM,
@@ -31,6 +32,7 @@ from fedcore.job.teacher import open_teacher
 __all__ = [
     "Assessment",
     "BothLevels",
+    "Buffered",
     "Cost",
     "Everyone",
     "FedAvg",
@@ -51,6 +53,7 @@ __all__ = [
     "ReleaseTeacher",
     "RemoteHelper",
     "Robust",
+    "Rounds",
     "SamplingConfig",
     "StrategyConfig",
     "assess",

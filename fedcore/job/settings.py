@@ -18,7 +18,7 @@ from pydantic import Discriminator, TypeAdapter, ValidationError
 
 from fedcore.codec import Clip, Dense, Full, Hadamard
 from fedcore.data import DataConfig, Digits, Dirichlet, PartitionConfig
-from fedcore.engine import DropScript
+from fedcore.engine import AtOnce, DropScript, HeavyTailed
 from fedcore.errors import ConfigurationError
 from fedcore.job.levels import PrivacyConfig, of_devices, of_examples
 from fedcore.job.optimisation import (
@@ -29,6 +29,7 @@ from fedcore.job.optimisation import (
     check_optimisation,
 )
 from fedcore.job.sampling import Everyone, FixedSize, Poisson, SamplingConfig
+from fedcore.job.schedule import Rounds, ScheduleConfig, check_schedule
 from fedcore.models import Mlp, ModelConfig, NoPruning, Pruning
 from fedcore.pipeline import (
     AdaptiveClip,
@@ -193,13 +194,14 @@ ClipConfig: TypeAlias = Annotated[Clip | AdaptiveClip | PerLayerClip | NoClip, _
 QuantizeConfig: TypeAlias = Annotated[Quantizer | NoQuantize, _BY_KIND]
 HelperConfig: TypeAlias = Annotated[LocalHelper | RemoteHelper, _BY_KIND]
 FaultConfig: TypeAlias = Annotated[DropScript | NoFaults, _BY_KIND]
+PaceConfig: TypeAlias = Annotated[AtOnce | HeavyTailed, _BY_KIND]
 
 
 _CHOICES: Final = frozenset(
     (
         *("data", "partition", "model", "strategy", "clip", "sparsify", "rotate", "quantize"),
         *("privacy", "secagg", "weighting", "sampling", "faults", "helper", "engine", "downlink"),
-        *("pruning", "distillation", "qat"),
+        *("pruning", "distillation", "qat", "schedule", "pace"),
     )
 )
 """Keys whose value is one of several kinds."""
@@ -240,6 +242,8 @@ class Job:
         metric_slots: Numbers that a client may report inside the sum.
         attempts: How often a round is tried.
         stage_seconds: How long the coordinator waits at each protocol stage.
+        schedule: Whether updates are added in rounds, or whenever enough have checked in.
+        pace: How long simulated devices take.
         faults: Who disappears on purpose.
         helper: The second party of secagg=seed_helper.
     """
@@ -273,6 +277,8 @@ class Job:
     metric_slots: int = 4
     attempts: int = 2
     stage_seconds: float = 600.0
+    schedule: Annotated[ScheduleConfig, _BY_KIND] = Rounds()
+    pace: PaceConfig = AtOnce()
     faults: FaultConfig = NoFaults()
     helper: HelperConfig = LocalHelper()
 
@@ -298,6 +304,7 @@ class Job:
         self._check_combination()
         self._check_sampling()
         check_optimisation(self)
+        check_schedule(self)
 
     @property
     def plan(self) -> RunPlan | None:

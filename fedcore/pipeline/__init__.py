@@ -1,6 +1,7 @@
 """One round: what a device uploads, and what the coordinator makes of the sum."""
 
 from fedcore.pipeline.bound import BoundRound, bind_round
+from fedcore.pipeline.buffer import Buffer, staleness_weight
 from fedcore.pipeline.central import CoordinatorNoise, FreshNoise
 from fedcore.pipeline.clear import ClearSum
 from fedcore.pipeline.clipping import AdaptiveClip, Layer, PerLayerClip, first_norm
@@ -30,6 +31,7 @@ __all__ = [
     "AdaptiveClip",
     "Bonawitz",
     "BoundRound",
+    "Buffer",
     "ByExamples",
     "ClearSum",
     "CoordinatorNoise",
@@ -58,6 +60,7 @@ __all__ = [
     "model_digest",
     "projected_epsilon",
     "resolve",
+    "staleness_weight",
     "support_of",
     "typed",
     "with_noise",

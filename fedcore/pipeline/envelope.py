@@ -21,11 +21,15 @@ BOX: Final = "box"
 VECTOR_TYPE: Final = "fedcore/packed/v1"
 """Serialisation type of that array: bytes, one uint8 each."""
 
-Stage: TypeAlias = Literal["identify", "advertise", "share", "upload", "endorse", "reveal"]
+Stage: TypeAlias = Literal[
+    "identify", "check_in", "advertise", "share", "upload", "endorse", "reveal"
+]
 STAGES: Final[tuple[Stage, ...]] = ("advertise", "share", "upload", "endorse", "reveal")
 """The stages of a round; a device answers each of them once."""
 IDENTIFY: Final = "identify"
 """Before rounds of enrolled devices, and outside of them: who a node is."""
+CHECK_IN: Final = "check_in"
+"""Before buffers, and outside of them: train, keep the update, and say that it is there."""
 Field: TypeAlias = str | int | bytes
 T = TypeVar("T")
 
@@ -73,8 +77,9 @@ class Envelope:
             PeerProtocolError: An entry is missing or of the wrong type.
         """
         stage = typed(fields, "stage", str)
-        if stage not in (*STAGES, IDENTIFY):
-            msg = f"stage must be one of {(*STAGES, IDENTIFY)}, found {stage!r:.40}"
+        known = (*STAGES, IDENTIFY, CHECK_IN)
+        if stage not in known:
+            msg = f"stage must be one of {known}, found {stage!r:.40}"
             raise PeerProtocolError(msg)
         return cls(
             stage=stage,

@@ -39,6 +39,7 @@ from fedcore.codec import (
 )
 from fedcore.crypto import transcript_hash
 from fedcore.errors import ConfigurationError, PeerProtocolError
+from fedcore.pipeline.buffer import Buffer, check_buffered
 from fedcore.pipeline.clipping import (
     AdaptiveClip,
     ClipChoice,
@@ -390,6 +391,8 @@ class RoundPlan:
         layers: Of the model, in the order of the flat update, where each has a bound of
             its own or small ones are sent whole; empty otherwise.
         support: The coordinates of sparsify=public_top_k; empty for all others.
+        buffer: Which versions of the model the members trained from, where they differ; None
+            in a round, where all have the model of `model_digest`.
     """
 
     run: RunPlan
@@ -403,6 +406,7 @@ class RoundPlan:
     clip_norm: float | None = None
     layers: tuple[Layer, ...] = ()
     support: str = ""
+    buffer: Buffer | None = None
 
     def __post_init__(self) -> None:
         for name, value, low in (
@@ -420,6 +424,17 @@ class RoundPlan:
 
         check_state(self.run.clip, self.clip_norm)
         check_layers(self.layers, self.dim, needed=self.run.names_layers)
+        if self.buffer is not None:
+            self._check_buffer(self.buffer)
+
+    def _check_buffer(self, buffer: Buffer) -> None:
+        check_buffered(self.run)
+        if len(buffer.staleness) != self.clients or buffer.versions[0] != self.model_digest:
+            msg = (
+                f"a buffer must have {self.clients} seats, and the current model as its first "
+                f"version, found {len(buffer.staleness)} seats: make it from the same cohort"
+            )
+            raise ConfigurationError(msg)
 
     @property
     def norm(self) -> float:

@@ -52,7 +52,12 @@ class Upload:
 
 
 def make_upload(
-    bound: BoundRound, update: LocalUpdate, residual: RealVector | None, entropy: Entropy
+    bound: BoundRound,
+    update: LocalUpdate,
+    residual: RealVector | None,
+    entropy: Entropy,
+    *,
+    staleness: int = 0,
 ) -> Upload:
     """Weigh, compensate, encode, and append the tally.
 
@@ -61,6 +66,7 @@ def make_upload(
         update: Of this client.
         residual: What earlier uploads left out, shape [dim]; None for zeros.
         entropy: Source of rounding and noise, separate for each client and attempt.
+        staleness: Versions since the model that was trained from; 0 in a round.
 
     Raises:
         ConfigurationError: More metrics than the plan has slots, or a delta of another size.
@@ -76,9 +82,12 @@ def make_upload(
         # Rounded before it is encoded: what is left out follows from it to the last bit.
         whole = _rounded(x if residual is None else x + residual)
         x = whole.astype(np.float64)
-    vector, payload = bound.codec.encode(x, entropy), b""
+    kept = bound.kept.encode(x, entropy)
+    if bound.plan.buffer is not None:
+        kept = kept * bound.plan.buffer.weight(staleness)  # after the clip: it only gets shorter
+    vector, payload = bound.sent.encode(kept, entropy), b""
     if bound.compressor is not None:
-        payload = bound.compressor.compress(bound.kept.encode(x, entropy), entropy)
+        payload = bound.compressor.compress(kept, entropy)
     if not bound.tally.slots:
         return Upload(vector, payload, whole, ())
     clipped = bound.clip.exceeded(bound.select.encode(x, entropy))

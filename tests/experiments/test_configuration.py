@@ -40,6 +40,8 @@ COMPANIONS = {
     ("privacy", "matrix_gaussian"): ["weighting=uniform"],
     ("privacy", "example_level"): ["weighting=uniform"],
     ("privacy", "both_levels"): ["weighting=uniform"],
+    ("schedule", "buffered"): ["weighting=uniform"],
+    ("schedule", "buffered_30"): ["weighting=uniform", "clients=30"],
     ("strategy", "krum"): PLAIN,
     ("strategy", "fedmedian"): PLAIN,
     ("strategy", "fedtrimmedavg"): PLAIN,
@@ -104,6 +106,11 @@ def test_every_kind_of_every_union_has_a_file(group):
     kinds = {kind for member in members for kind in get_args(get_type_hints(member)["kind"])}
     files = (yaml.safe_load(path.read_text()) for path in (CONF / group).glob("*.yaml"))
     assert kinds == {file["kind"] for file in files}
+
+
+def test_devices_that_take_their_time_are_not_simulated_on_ray():
+    with pytest.raises(ConfigurationError, match="choose engine=in_process, or pace=at_once"):
+        composed("pace=heavy_tailed", "engine=ray")
 
 
 @pytest.mark.parametrize("secagg", ["bonawitz", "seed_helper"])

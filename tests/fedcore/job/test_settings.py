@@ -23,9 +23,10 @@ from fedcore.codec import (
     TopK,
 )
 from fedcore.data import Digits, Dirichlet, HubDataset, Iid, Natural, NpzFile, Shards
-from fedcore.engine import DropScript
+from fedcore.engine import AtOnce, DropScript, HeavyTailed
 from fedcore.errors import ConfigurationError
 from fedcore.job import (
+    Buffered,
     Everyone,
     FedAvg,
     FedAvgM,
@@ -44,6 +45,7 @@ from fedcore.job import (
     ReleaseTeacher,
     RemoteHelper,
     Robust,
+    Rounds,
     explain,
 )
 from fedcore.models import Cnn, Cnn1d, LeNet, Logistic, Mlp, NoPruning, Structured, TwoNN
@@ -109,6 +111,8 @@ KINDS = {
     "distillation": [ReleaseTeacher(path="model", key="key.pub"), NoDistillation()],
     "qat": [Int8Aware(rounds=1), NoQat()],
     "downlink": [Full(), Delta(4)],
+    "schedule": [Rounds()],
+    "pace": [HeavyTailed(median_seconds=3.0, lapse=0.1), AtOnce()],
     "faults": [DropScript(stages=("share", "upload", "endorse")), NoFaults()],
     "helper": [LocalHelper(), RemoteHelper("host:1", KEY, "ca.pem", "own.pem", "own.key")],
 }
@@ -124,6 +128,7 @@ COMBINED = [
     {"error_feedback": True, "sparsify": RandomK(0.1)},
     *({"quantize": by, "secagg": NoSecAgg()} for by in (TopK(), SparseTernary(), Qsgd())),
     {"sampling": Everyone(), "clients_per_round": 12},
+    UNIFORM | {"schedule": Buffered(concurrency=12, max_staleness=3, same_model=1)},
     UNIFORM | {"sampling": Poisson(), "privacy": DistributedGaussian(**NOISE, amplification=True)},
 ]
 SCALARS = {

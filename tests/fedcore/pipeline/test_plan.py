@@ -10,6 +10,7 @@ from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.pipeline import (
     AdaptiveClip,
     Bonawitz,
+    Buffer,
     ByExamples,
     Layer,
     Modular,
@@ -60,6 +61,20 @@ STATES = [
             {"layers": (Layer("a", 6), Layer("b", 6))},
             {"layers": (Layer("a", 5), Layer("b", 7))},
             {"layers": (Layer("b", 6), Layer("a", 6))},
+        ],
+    ),
+    (
+        RunPlan(weighting=Uniform()),
+        [
+            {"model_digest": "11" * 32, "buffer": buffer}
+            for buffer in (
+                Buffer(versions=("11" * 32,), staleness=(0,) * 5),
+                Buffer(versions=("11" * 32, "22" * 32), staleness=(0,) * 5),
+                Buffer(versions=("11" * 32, "33" * 32), staleness=(0,) * 5),
+                Buffer(versions=("11" * 32, "22" * 32), staleness=(0, 0, 0, 0, 1)),
+                Buffer(versions=("11" * 32, "22" * 32), staleness=(0, 0, 0, 1, 0)),
+                Buffer(versions=("11" * 32,), staleness=(0,) * 5, exponent=1.0),
+            )
         ],
     ),
 ]
