@@ -82,6 +82,8 @@ def labels_of(
     labels = {node_id: str(node_id) for node_id in node_ids}
     questions = {
         node_id: Message(RecordDict({"profile": ConfigRecord()}), node_id, PROFILE)
+        for node_id in labels
+    }
     for node_id, reply in exchange(grid, questions, seconds=seconds, clock=clock):
         if reply.has_content():
             label = reply.content.config_records.get("profile", ConfigRecord()).get("label")
