@@ -6,7 +6,7 @@ from fedcore.pipeline.clear import ClearSum
 from fedcore.pipeline.clipping import AdaptiveClip, Layer, PerLayerClip, first_norm
 from fedcore.pipeline.collect import MeanUpdate, agreed_names, decode_sum
 from fedcore.pipeline.correlated import NoiseTape
-from fedcore.pipeline.envelope import BOX, RECORD, VECTOR, VECTOR_TYPE, Envelope, typed
+from fedcore.pipeline.envelope import BOX, PART, RECORD, VECTOR, VECTOR_TYPE, Envelope, typed
 from fedcore.pipeline.model import model_digest
 from fedcore.pipeline.plan import (
     Bonawitz,
@@ -19,17 +19,20 @@ from fedcore.pipeline.plan import (
     Uniform,
 )
 from fedcore.pipeline.selection import layers_of, support_of
+from fedcore.pipeline.shares import ByClass, Shares, Trainers, Whole, sent_by, trainers_of
 from fedcore.pipeline.target import bind_first, projected_epsilon, resolve, with_noise
 from fedcore.pipeline.upload import LocalUpdate, Upload, left_out, make_upload
 
 __all__ = [
     "BOX",
+    "PART",
     "RECORD",
     "VECTOR",
     "VECTOR_TYPE",
     "AdaptiveClip",
     "Bonawitz",
     "BoundRound",
+    "ByClass",
     "ByExamples",
     "ClearSum",
     "CoordinatorNoise",
@@ -45,8 +48,11 @@ __all__ = [
     "RoundPlan",
     "RunPlan",
     "SeedHelper",
+    "Shares",
+    "Trainers",
     "Uniform",
     "Upload",
+    "Whole",
     "agreed_names",
     "bind_first",
     "bind_round",
@@ -58,7 +64,9 @@ __all__ = [
     "model_digest",
     "projected_epsilon",
     "resolve",
+    "sent_by",
     "support_of",
+    "trainers_of",
     "typed",
     "with_noise",
 ]

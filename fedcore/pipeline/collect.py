@@ -46,6 +46,7 @@ def decode_sum(
     noise: CoordinatorNoise | None = None,
     *,
     updates: RealVector | None = None,
+    factor: RealVector | None = None,
 ) -> MeanUpdate:
     """Return the mean that a sum over `survivors` clients stands for.
 
@@ -57,6 +58,8 @@ def decode_sum(
             metrics are meaningless and the round is aborted.
         noise: Of the coordinator; needed if the plan says that it adds the noise.
         updates: Sum of the updates, shape [dim], if they were not added in the ring.
+        factor: By which each coordinate's sum becomes its mean, shape [dim], if not all devices
+            trained all of them; see `fedcore.pipeline.shares`.
 
     Raises:
         RoundAbortedError: Clients reported different metrics, or nobody had examples.
@@ -78,7 +81,7 @@ def decode_sum(
         updates = bound.kept.decode(sent)
         if isinstance(bound.clip, TellingClip):
             unclipped = bound.clip.fraction(sent, survivors)
-    delta = updates * (unit / weight)
+    delta = updates * (unit / weight if factor is None else factor)
     values = [value / (weight << FRACTION_BITS) for value in sums[FIXED_SLOTS:]]
     return MeanUpdate(
         delta=delta.astype(np.float32),
