@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedcore.errors import PeerProtocolError
-from fedcore.pipeline import Bonawitz, NoSecAgg, RoundPlan, SeedHelper
+from fedcore.pipeline import Bonawitz, ByClass, NoSecAgg, RoundPlan, SeedHelper
 from fedcore.privacy import Distributed, stated_noise
 from fedcore.secagg.parameters import GRINDING_BITS, SECURITY_BITS
 from fedcore.secagg.plan import MOST_CLIENTS
@@ -34,6 +34,7 @@ class DevicePolicy:
         minimum_corrupt: Parameters that withstand a smaller colluding fraction are refused.
         authority: Public key of the root that enrolls devices, 64 hexadecimal digits; with
             it, rounds whose keys that root does not certify are refused.
+        least_trainers: Plans that reveal a coordinate's sum over fewer devices are refused.
         helper_key: Public key of the seed helper, 64 hexadecimal digits; without it, rounds
             with a helper are refused.
     """
@@ -47,6 +48,7 @@ class DevicePolicy:
     largest_clip: float | None = None
     minimum_corrupt: float = 0.0
     authority: str | None = None
+    least_trainers: int = 2
     helper_key: str | None = None
 
     def check(self, plan: RoundPlan) -> None:
@@ -57,7 +59,7 @@ class DevicePolicy:
         """
         secagg = plan.run.secagg
         bits = secagg.bits(plan.clients) if isinstance(secagg, Bonawitz) else 0
-        privacy = plan.run.privacy
+        privacy, shares = plan.run.privacy, plan.run.shares
         noise = stated_noise(privacy) if isinstance(privacy, Distributed) else 0.0
         authority = getattr(secagg, "authority", None)
         for broken, rule in (
@@ -97,6 +99,11 @@ class DevicePolicy:
                 isinstance(secagg, Bonawitz) and secagg.corrupt < self.minimum_corrupt,
                 f"a colluding fraction of at least {self.minimum_corrupt} to be withstood, "
                 f"found {getattr(secagg, 'corrupt', 0.0)}",
+            ),
+            (
+                isinstance(shares, ByClass) and shares.least_trainers < self.least_trainers,
+                f"at least {self.least_trainers} devices that train each coordinate, found "
+                f"{getattr(shares, 'least_trainers', 0)}",
             ),
             (
                 self.authority is not None and authority != self.authority,

@@ -46,10 +46,12 @@ from fedcore.engine import to_arrays, to_record
 from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.pipeline import (
     BOX,
+    PART,
     RECORD,
     VECTOR,
     VECTOR_TYPE,
     BoundRound,
+    ByClass,
     Envelope,
     LocalUpdate,
     RoundPlan,
@@ -58,6 +60,7 @@ from fedcore.pipeline import (
     layers_of,
     make_upload,
     model_digest,
+    sent_by,
 )
 from fedcore.pipeline.decline import DECLINE_CODE, DECLINED, Reason
 from fedcore.pipeline.download import DOWNLOAD, LACKING, MODEL, UPDATE, UPDATE_TYPE, Download
@@ -170,6 +173,7 @@ class _Session:
     call_next: ClientAppCallable
     device: Device
     entropy: Entropy
+    part: int = 0
 
     def answer(self) -> Message:
         """Advance this node's protocol by one message, or repeat what it said last.
@@ -224,7 +228,9 @@ class _Session:
         upload = self._upload(bound, envelope)
         if bound.helper is not None:
             return self._seal(bound, bound.helper, envelope, upload)
-        return self._reply_with_vector(pack(upload.vector, bound.ring) + upload.payload, upload)
+        return self._reply_with_vector(
+            plan, pack(upload.vector, bound.ring) + upload.payload, upload
+        )
 
     def _lack(self) -> Message:
         """Ask for all of the model."""
@@ -324,7 +330,7 @@ class _Session:
         )
         memory.put(bound.plan, dump_state(successor))
         if upload is not None:
-            return self._reply_with_vector(encode(reply, plan), upload)
+            return self._reply_with_vector(bound.plan, encode(reply, plan), upload)
         return self._reply(reply, plan)
 
     def _identity(self, wanted: bool) -> Identity | None:  # noqa: FBT001 - one caller's fact
@@ -369,7 +375,7 @@ class _Session:
             identity=identity,
         )
         return self._reply_with_vector(
-            pack(sealed.vector, plan.ring), upload, {BOX: sealed.box.to_bytes()}
+            bound.plan, pack(sealed.vector, plan.ring), upload, {BOX: sealed.box.to_bytes()}
         )
 
     def _upload(self, bound: BoundRound, envelope: Envelope) -> Upload:
@@ -398,15 +404,18 @@ class _Session:
         trained = _single_arrays(reply.content, "the train function's reply")
         after = layout.flatten(to_arrays(trained))
         examples, metrics = _measurements(reply.content, envelope.weight_key)
+        index = _class_in(bound.plan, reply.content)
+        delta = sent_by(bound.plan, layout, index, after - before)
         feedback = Feedback(self.context)
         earlier = feedback.start(bound.plan, envelope.counted)
         upload = make_upload(
             bound,
-            LocalUpdate(after - before, examples, metrics),
+            LocalUpdate(delta, examples, metrics),
             earlier,
             self._round_entropy(bound).child("upload"),
         )
         feedback.keep(bound.plan, upload, earlier)
+        self.part = index
         return upload
 
     def _round_entropy(self, bound: BoundRound) -> Entropy:
@@ -418,10 +427,16 @@ class _Session:
         return Message(RecordDict({RECORD: record}), reply_to=self.message)
 
     def _reply_with_vector(
-        self, data: bytes, upload: Upload, more: Mapping[str, bytes] | None = None
+        self,
+        plan: RoundPlan,
+        data: bytes,
+        upload: Upload,
+        more: Mapping[str, bytes] | None = None,
     ) -> Message:
         array = Array(dtype="uint8", shape=(len(data),), stype=VECTOR_TYPE, data=data)
         names = ConfigRecord({"metrics": list(upload.metric_names), **(more or {})})
+        if isinstance(plan.run.shares, ByClass):
+            names[PART] = self.part
         # Two records of one name cannot share a RecordDict: arrays and names travel apart.
         return Message(
             RecordDict({RECORD: names, f"{RECORD}.{VECTOR}": ArrayRecord({VECTOR: array})}),
@@ -450,6 +465,20 @@ def _single_arrays(content: RecordDict, where: str) -> ArrayRecord:
         msg = f"{where} must hold exactly one ArrayRecord, found {len(content.array_records)}"
         raise ConfigurationError(msg)
     return next(iter(content.array_records.values()))
+
+
+def _class_in(plan: RoundPlan, content: RecordDict) -> int:
+    """Return of which class the train function says that this device is."""
+    if not isinstance(plan.run.shares, ByClass):
+        return 0
+    index = content.config_records.get(PART, ConfigRecord()).get(PART)
+    if not isinstance(index, int):
+        msg = (
+            "the plan has classes of devices, so the train function must say of which this one is, "
+            f"in a ConfigRecord {PART!r} with the number {PART!r}"
+        )
+        raise ConfigurationError(msg)
+    return index
 
 
 def _measurements(content: RecordDict, weight_key: str) -> tuple[int, Mapping[str, float]]:

@@ -67,6 +67,10 @@ class Round:
     unclipped: float | None = None
     downloads: int | None = None
     declined: dict[str, int] = field(default_factory=dict)
+    surplus: int = 0
+    late: int = 0
+    duplicates: int = 0
+    paused: int = 0
 
     @property
     def client_bytes(self) -> float:
@@ -188,6 +192,9 @@ class Summary:
     total_reduction: float | None = None
     traffic: Sums | None = None
     declined: dict[str, int] | None = None
+    surplus: int = 0
+    late: int = 0
+    duplicates: int = 0
 
 
 Record = TypeVar("Record", Round, Summary)

@@ -64,6 +64,10 @@ class RoundReport:
             with an adaptive clip under noise, None if not known.
         declined: Of the lost, those that said why they do not take part, by reason; nobody
             learns here which device it was.
+        surplus: Clients that were not waited for, because enough had answered; not lost.
+        late: Replies that came after their stage was over; dropped. All attempts.
+        duplicates: Second replies to one message; dropped. All attempts.
+        paused: Devices that were left out of the draw, because they had failed before.
     """
 
     round_number: int
@@ -81,6 +85,10 @@ class RoundReport:
     clip_norm: float | None = None
     unclipped: float | None = None
     declined: Mapping[str, int] = field(default_factory=dict)
+    surplus: int = 0
+    late: int = 0
+    duplicates: int = 0
+    paused: int = 0
 
 
 def skipped(round_number: int, invited: int, reason: str, epsilon: float) -> RoundReport:

@@ -34,6 +34,7 @@ from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.privacy import PrivacyLedger
 from fedcore.secagg import Certificate
 from fedcore.vectors import Entry, Layout
+from strategies.backoff import Absence
 from strategies.grid_state import DownlinkState, GridState
 from strategies.progress import Arrays, Past
 
@@ -74,6 +75,7 @@ class Checkpoint:
         noise: Seed and position of correlated noise (`MatrixRun.to_bytes`), where no file of
             its own keeps them.
         nodes: What simulated nodes keep, by node id.
+        absences: Failures of devices, by label, where the run leaves out who failed.
     """
 
     job: str
@@ -87,6 +89,7 @@ class Checkpoint:
     grid: GridState | None = None
     noise: bytes | None = field(default=None, repr=False)
     nodes: Mapping[int, RecordDict] = field(default_factory=dict, repr=False)
+    absences: Mapping[str, Absence] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Return what `from_bytes` reads; the same for the same checkpoint."""
@@ -101,6 +104,7 @@ class Checkpoint:
             pruned=self.strategy.pruned,
             grid=grid,
             arrays=tuple(arrays),
+            absences=dict(self.absences),
         )
         text = json.dumps(asdict(header), separators=(",", ":"))
         file = BytesIO()
@@ -151,7 +155,7 @@ class _Grid:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """All of a checkpoint but its arrays, whose names stand last."""
+    """All of a checkpoint but its arrays, of which it has the names."""
 
     job: str
     round_number: int
@@ -161,6 +165,7 @@ class _Header:
     pruned: bool
     grid: _Grid | None
     arrays: tuple[str, ...]
+    absences: dict[str, Absence]
 
 
 def _parse(data: bytes) -> Checkpoint:
@@ -203,6 +208,7 @@ def _assembled(header: _Header, arrays: _Flat) -> Checkpoint:
             int(name): unpack_records(_as_bytes(array))
             for name, array in taken.below("nodes").items()
         },
+        absences=header.absences,
     )
     taken.check_all()
     return checkpoint

@@ -8,13 +8,15 @@ devices on every engine, whatever ids their nodes have there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedcore.engine import Clock, WrappedGrid
 from fedcore.errors import ConfigurationError
+from fedcore.job import Profile
 from strategies.exchange import POLL_SECONDS, exchange
 from strategies.sampling import Cohorts
 
@@ -22,8 +24,23 @@ PROFILE = "query.profile"
 """Type of the message that asks a node who it is."""
 
 
-def discover(grid: Grid, *, nodes: int, seconds: float, clock: Clock) -> dict[int, str]:
-    """Return the label of every node, by node id.
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The nodes of a run.
+
+    Attributes:
+        labels: By node id.
+        profiles: What the nodes told of themselves, by node id; empty if nobody asked.
+    """
+
+    labels: Mapping[int, str]
+    profiles: Mapping[int, Profile] = field(default_factory=dict)
+
+
+def discover(
+    grid: Grid, *, nodes: int, seconds: float, clock: Clock, wanted: Sequence[str] = ()
+) -> Fleet:
+    """Return who the nodes are, and what they tell of themselves.
 
     A node that answers `PROFILE` names itself (its partition in a simulation, its
     enrolled name in a fleet); one that does not is called by its node id.
@@ -33,6 +50,7 @@ def discover(grid: Grid, *, nodes: int, seconds: float, clock: Clock) -> dict[in
         nodes: How many to wait for.
         seconds: How long to wait, for them to connect and then to answer.
         clock: Tells the time.
+        wanted: Names of the fields of a profile that are asked for.
 
     Raises:
         ConfigurationError: Fewer nodes connected, or two use the same label.
@@ -46,19 +64,23 @@ def discover(grid: Grid, *, nodes: int, seconds: float, clock: Clock) -> dict[in
             )
             raise ConfigurationError(msg)
         clock.sleep(POLL_SECONDS)
+    asked = ConfigRecord({"wanted": list(wanted)} if wanted else {})
     questions = {
-        node_id: Message(RecordDict({"profile": ConfigRecord()}), node_id, PROFILE)
-        for node_id in ids
+        node_id: Message(RecordDict({"profile": asked}), node_id, PROFILE) for node_id in ids
     }
+    profiles = dict.fromkeys(ids, Profile()) if wanted else {}
     labels = {node_id: str(node_id) for node_id in ids}
     for node_id, reply in exchange(grid, questions, seconds=seconds, clock=clock):
         if reply.has_content():
-            label = reply.content.config_records.get("profile", ConfigRecord()).get("label")
+            record = reply.content.config_records.get("profile", ConfigRecord())
+            if wanted:
+                profiles[node_id] = Profile.of({name: record.get(name) for name in wanted})
+            label = record.get("label")
             labels[node_id] = label if isinstance(label, str) else labels[node_id]
     if len(set(labels.values())) < len(labels):
         msg = "every node must have a label of its own, found one twice: check partition-id"
         raise ConfigurationError(msg)
-    return labels
+    return Fleet(labels, profiles)
 
 
 class CohortGrid(WrappedGrid):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -23,8 +23,9 @@ from fedcore.pipeline.envelope import IDENTIFY
 from fedcore.secagg import Certificate
 from fedcore.secagg.identity import Credential
 from fedcore.telemetry import Traffic
-from strategies.exchange import RETRY_AT_ONCE, content_bytes, exchange
+from strategies.exchange import RETRY_AT_ONCE, exchange
 from strategies.secure_round import Invited, record_of
+from strategies.wire_bytes import content_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,14 @@ class Seats:
         identity_keys: Theirs, strictly increasing; empty if nobody signs.
         traffic: What asking took.
         declined: How many said that they do not take part now, by reason.
+        silent: Ids of the nodes that did not prove who they are.
     """
 
     clients: tuple[Invited, ...]
     identity_keys: tuple[bytes, ...] = ()
     traffic: Traffic = field(default_factory=Traffic)
     declined: Mapping[str, int] = field(default_factory=dict)
+    silent: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -64,24 +67,34 @@ class Registry:
     retry_after: Sequence[float] = RETRY_AT_ONCE
     certificates: dict[int, Certificate] = field(default_factory=dict)
 
-    def seat(self, bound: BoundRound, asked: Sequence[Invited], message_type: str) -> Seats:
+    def seat(
+        self,
+        bound: BoundRound,
+        asked: Sequence[Invited],
+        message_type: str,
+        *,
+        enough: int | None = None,
+    ) -> Seats:
         """Return those of `asked` that are enrolled, in the order of their keys.
 
         Args:
             bound: The round that they are to be invited to.
             asked: The cohort.
             message_type: Flower's type of the round's messages.
+            enough: Of how many to know; None for all.
         """
         now = int(self.unix_time())
         expired = [node for node, known in self.certificates.items() if known.expires_at <= now]
         self.forget(expired)
-        traffic, declined = self._ask(bound, asked, message_type, now)
+        answers = self._ask(bound, asked, message_type, now, enough or len(asked))
         by_key: dict[bytes, Invited] = {}
         for client in asked:
             if client.node_id in self.certificates:
                 by_key.setdefault(self.certificates[client.node_id].key, client)
         keys = sorted(by_key)
-        return Seats(tuple(by_key[key] for key in keys), tuple(keys), traffic, declined)
+        return replace(
+            answers, clients=tuple(by_key[key] for key in keys), identity_keys=tuple(keys)
+        )
 
     def forget(self, nodes: Iterable[int]) -> None:
         """Ask these nodes again the next time: a device may have been enrolled anew."""
@@ -89,15 +102,22 @@ class Registry:
             self.certificates.pop(node, None)
 
     def _ask(
-        self, bound: BoundRound, asked: Sequence[Invited], message_type: str, now: int
-    ) -> tuple[Traffic, dict[str, int]]:
+        self,
+        bound: BoundRound,
+        asked: Sequence[Invited],
+        message_type: str,
+        now: int,
+        enough: int,
+    ) -> Seats:
         """Ask whom we do not know yet; a node that does not prove who it is stays unknown."""
         questions = {
             client.node_id: _question(bound, client, message_type)
             for client in asked
             if client.node_id not in self.certificates
         }
+        known = len(asked) - len(questions)
         sent: list[Message] = []
+        silent = set(questions)
         received, declined = 0, dict[str, int]()
         replies = exchange(
             self.grid,
@@ -106,6 +126,8 @@ class Registry:
             clock=self.clock,
             retry_after=self.retry_after,
             sent=sent.append,
+            enough=lambda: known >= enough,
+            grace=True,
         )
         for node_id, reply in replies:
             if not reply.has_content():
@@ -115,6 +137,7 @@ class Registry:
                 fields = record_of(reply)
                 reason = reason_in(fields)
                 if reason is not None:
+                    silent.discard(node_id)
                     declined = add_reasons(declined, {reason: 1})
                     continue
                 answer = Credential.from_bytes(typed(fields, "message", bytes))
@@ -122,8 +145,15 @@ class Registry:
             except PeerProtocolError:
                 continue
             self.certificates[node_id] = answer.certificate
+            silent.discard(node_id)
+            known += 1
         asked_bytes = sum(content_bytes(message.content) for message in sent)
-        return Traffic(down_total=asked_bytes, up_total=received), declined
+        return Seats(
+            clients=(),
+            traffic=Traffic(down_total=asked_bytes, up_total=received),
+            declined=declined,
+            silent=frozenset(silent),
+        )
 
 
 def _question(bound: BoundRound, client: Invited, message_type: str) -> Message:

@@ -20,7 +20,7 @@ from math import inf
 from typing import Any
 
 import numpy.typing as npt
-from flwr.app import Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedcore.codec import Delta
@@ -43,7 +43,7 @@ from fedcore.pipeline import (
     support_of,
 )
 from fedcore.pipeline.decline import add_reasons
-from fedcore.pipeline.envelope import IDENTIFY
+from fedcore.pipeline.envelope import IDENTIFY, Stage
 from fedcore.privacy import Drawn, MatrixGaussian, NoPrivacy, PrivacyLedger, Release, stated_noise
 from fedcore.secagg import roster_digest
 from fedcore.telemetry import RoundReport, Traffic, skipped
@@ -57,10 +57,22 @@ from strategies.linear import calling_strategy, refuse_nonlinear
 from strategies.matrix_run import MatrixRun
 from strategies.seats import Registry, Seats
 from strategies.secure_round import Invited, SecureRound
+from strategies.stragglers import Dropped, Stragglers
+from strategies.training_messages import common_content, is_training, nested
 
 log = getLogger(__name__)
 NO_DELTA = 1e-5
 """Shown beside an infinite epsilon, where it means nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What every client of a round is sent to train."""
+
+    content: RecordDict
+    kind: str
+    download: ModelDownload | None
+    layout: Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +85,8 @@ class _Attempt:
     lost: Mapping[str, int]
     aborted: str
     declined: Mapping[str, int] = field(default_factory=dict)
+    surplus: int = 0
+    dropped: Dropped = field(default_factory=Dropped)
 
 
 class SecureGrid(WrappedGrid):
@@ -102,6 +116,11 @@ class SecureGrid(WrappedGrid):
         note: Told a round's number and the ledger, before the round's first message and
             again before a sum can be known, then with the sum's entry: what it writes must be
             durable.
+        wanted: How many updates are enough, where a strategy invites more; None for all.
+        patience: For how many seconds a stage waits for these nodes, at most `stage_seconds`,
+            which it is for all if None.
+        on_outcome: Called after every attempt with the ids of the nodes that gave a sign of
+            life (they are in the sum, or answered too late) and of those that failed.
 
     Attributes:
         plan: As given.
@@ -131,6 +150,9 @@ class SecureGrid(WrappedGrid):
         noise: CoordinatorNoise | None = None,
         state: GridState | None = None,
         note: Callable[[int, PrivacyLedger], None] = lambda _, __: None,
+        wanted: int | None = None,
+        patience: Callable[[Stage, Iterable[int]], float] | None = None,
+        on_outcome: Callable[[Collection[int], Collection[int]], None] = lambda _, __: None,
     ) -> None:
         super().__init__(grid)
         self.plan = plan or RunPlan()
@@ -163,6 +185,10 @@ class SecureGrid(WrappedGrid):
         self._last: RealVector | None = None
         self._run_id: str | None = None
         self._note = note
+        self._wanted = wanted
+        self._patience = patience
+        self._on_outcome = on_outcome
+        self._stragglers = Stragglers()
         if state is not None:
             self._go_on(state)
 
@@ -202,7 +228,7 @@ class SecureGrid(WrappedGrid):
             ConfigurationError: A training message: its reply would be a single update.
         """
         batch = list(messages)
-        if any(_is_training(message) for message in batch):
+        if any(is_training(message) for message in batch):
             msg = (
                 "training messages must go through SecureGrid.send_and_receive, which returns "
                 "their secure mean; a pulled reply would be a single client's update"
@@ -225,12 +251,12 @@ class SecureGrid(WrappedGrid):
             BudgetExhaustedError: The round would exceed the privacy budget; nothing was sent.
         """
         batch = list(messages)
-        if not any(_is_training(message) for message in batch):
+        if not any(is_training(message) for message in batch):
             return self._grid.send_and_receive(batch, timeout=timeout)
         strategy = calling_strategy()
         if strategy is not None:
             refuse_nonlinear(strategy)
-        content = _common_content(batch)
+        content = common_content(batch)
         name, record = next(iter(content.array_records.items()))
         arrays = to_arrays(record)
         mean = self._run_round(batch, content, name, arrays, timeout)
@@ -272,21 +298,25 @@ class SecureGrid(WrappedGrid):
         last = self._last  # a pruned model has other coordinates than the one before
         last = last if last is not None and len(last) == first.dim else None
         first = replace(first, support=support_of(first, last))
-        traffic, aborted = Traffic(), []
+        sent = _Sent(content, batch[0].metadata.message_type, download, layout)
+        traffic, aborted, dropped = Traffic(), [], Dropped()
         for number in range(1, plan.attempts + 1):
             # Refuses a plan that does not fit, and a sum that is too expensive, before any work;
             # amplification is not counted on: it is lost with the first client.
             bound = bind_round(replace(first, attempt=number))
             self.ledger.record(self._release(bound, len(asked)))
             self._note(self._round, self.ledger)
-            attempt = self._try(bound, asked, content, batch[0].metadata.message_type, download)
+            attempt = self._try(bound, asked, sent)
             traffic += attempt.traffic
+            dropped += attempt.dropped
             if attempt.mean is not None:
                 self._last = attempt.mean.delta
                 break
             aborted.append(attempt.aborted)
             log.warning("round %d, attempt %d: %s", self._round, number, attempt.aborted)
-        self._report(attempt, asked=len(asked), aborted=tuple(aborted), traffic=traffic)
+        self._report(
+            attempt, asked=len(asked), aborted=tuple(aborted), traffic=traffic, dropped=dropped
+        )
         self._adapt(bound.plan, attempt.mean)
         return attempt.mean
 
@@ -300,19 +330,18 @@ class SecureGrid(WrappedGrid):
         self,
         bound: BoundRound,
         asked: tuple[Invited, ...],
-        content: RecordDict,
-        kind: str,
-        download: ModelDownload | None,
+        sent: _Sent,
     ) -> _Attempt:
         """Find out who everybody is, where that matters, and run one round."""
         seats = Seats(asked)
         if self._registry is not None:
-            seats = self._registry.seat(bound, asked, kind)
+            seats = self._registry.seat(bound, asked, sent.kind, enough=self._wanted)
         missing = len(asked) - len(seats.clients)
         lost = {IDENTIFY: missing} if missing else {}
         try:
             bound = _bound_to(seats, bound)
         except RoundAbortedError as error:
+            self._on_outcome((), seats.silent)
             return _Attempt(bound, None, seats.traffic, lost, str(error), seats.declined)
         if isinstance(self._noise, MatrixRun):
             self._noise.invite((client.label for client in seats.clients), self._round)
@@ -329,23 +358,29 @@ class SecureGrid(WrappedGrid):
             self._clock,
             bound,
             seats.clients,
-            content,
-            kind,
+            sent.content,
+            sent.kind,
             self._weight_key,
             seats.identity_keys,
             self._helper,
             unix_time=self._unix_time,
             retry_after=self._retry_after,
             noise=self._noise,
-            download=download,
+            download=sent.download,
             counted=self._counted,
             revealing=revealing,
+            wanted=self._wanted,
+            stragglers=self._stragglers,
+            patience=self._patience,
+            layout=sent.layout,
         )
         mean, aborted = None, ""
         try:
             mean = current.run()
         except RoundAbortedError as error:
             aborted = str(error)
+        dropped = self._stragglers.finish(self._grid)
+        self._tell_outcome(seats, current, dropped)
         if mean is not None:
             counted = (seats.clients[index].node_id for index in current.survivors)
             self._counted.add(counted, bound.plan.round_number)
@@ -357,9 +392,23 @@ class SecureGrid(WrappedGrid):
                 for index, client in enumerate(seats.clients)
                 if index not in current.joined
             )
-        traffic = seats.traffic + current.traffic
-        declined = add_reasons(seats.declined, current.declined)
-        return _Attempt(bound, mean, traffic, lost | current.lost, aborted, declined)
+        return _Attempt(
+            bound,
+            mean,
+            seats.traffic + current.traffic + dropped.traffic,
+            lost | current.lost,
+            aborted,
+            add_reasons(seats.declined, current.declined),
+            current.surplus,
+            dropped,
+        )
+
+    def _tell_outcome(self, seats: Seats, current: SecureRound, dropped: Dropped) -> None:
+        """Say who was there and who was not."""
+        nodes = [client.node_id for client in seats.clients]
+        alive = {nodes[index] for index in current.survivors} | dropped.nodes
+        silent = {nodes[index] for index in current.silent} | seats.silent
+        self._on_outcome(alive, silent - alive)
 
     def _release(self, bound: BoundRound, survivors: int, drawn: Drawn | None = None) -> Release:
         """Return what a sum over `survivors` costs, as a part of the noise's stream."""
@@ -392,7 +441,13 @@ class SecureGrid(WrappedGrid):
         return tuple(sorted(invited.values(), key=lambda client: (len(client.label), client.label)))
 
     def _report(
-        self, attempt: _Attempt, *, asked: int, aborted: tuple[str, ...], traffic: Traffic
+        self,
+        attempt: _Attempt,
+        *,
+        asked: int,
+        aborted: tuple[str, ...],
+        traffic: Traffic,
+        dropped: Dropped,
     ) -> None:
         if self._on_round is None:
             return
@@ -414,6 +469,9 @@ class SecureGrid(WrappedGrid):
                 epsilon=self.ledger.epsilon if self.plan.private else inf,
                 clip_norm=bound.plan.norm,
                 unclipped=None if mean is None else mean.unclipped,
+                surplus=attempt.surplus,
+                late=dropped.late,
+                duplicates=dropped.duplicates,
             )
         )
 
@@ -430,7 +488,7 @@ class SecureGrid(WrappedGrid):
         content = RecordDict(
             {
                 name: to_record(trained),
-                "metrics": MetricRecord({**_nested(mean.metrics), self._weight_key: mean.weight}),
+                "metrics": MetricRecord({**nested(mean.metrics), self._weight_key: mean.weight}),
             }
         )
         return Message(content, reply_to=request)
@@ -469,45 +527,3 @@ def empty_ledger(plan: RunPlan) -> PrivacyLedger:
     if isinstance(plan.privacy, NoPrivacy):
         return PrivacyLedger(delta=NO_DELTA)
     return PrivacyLedger(delta=plan.privacy.delta, epsilon_budget=plan.privacy.epsilon_budget)
-
-
-def _is_training(message: Message) -> bool:
-    return message.metadata.message_type.split(".")[0] == MessageType.TRAIN
-
-
-def _common_content(batch: list[Message]) -> RecordDict:
-    """Return what all clients are sent.
-
-    Raises:
-        ConfigurationError: They are sent different things, or no single set of arrays.
-    """
-    first, kind = batch[0].content, batch[0].metadata.message_type
-    if any(
-        message.metadata.message_type != kind
-        or (message.content is not first and message.content != first)
-        for message in batch[1:]
-    ):
-        msg = (
-            "a secure round sends the same model and configuration to every client, found "
-            "messages that differ: what depends on the client would show in the sum"
-        )
-        raise ConfigurationError(msg)
-    if len(first.array_records) != 1:
-        found = len(first.array_records)
-        msg = f"a training message must hold exactly one ArrayRecord, found {found}"
-        raise ConfigurationError(msg)
-    return first
-
-
-def _nested(metrics: Mapping[str, float]) -> dict[str, float | list[float]]:
-    """Return metrics with ``name[0], name[1], ...`` gathered into lists again."""
-    result: dict[str, float | list[float]] = {}
-    for key, value in metrics.items():
-        name, bracket, _ = key.partition("[")
-        if not bracket:
-            result[name] = value
-            continue
-        gathered = result.setdefault(name, [])
-        if isinstance(gathered, list):
-            gathered.append(value)
-    return result

@@ -8,7 +8,7 @@ given, and starts an unmodified Flower strategy on it:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -42,10 +42,13 @@ from fedcore.pipeline import (
     bind_first,
     layers_of,
 )
+from fedcore.pipeline.envelope import Stage
 from fedcore.privacy import MatrixGaussian, PrivacyLedger
+from fedcore.ring import packed_size
 from fedcore.telemetry import RoundReport
 from fedcore.training import Evaluation, ExampleLevelPrivacy, evaluate, get_arrays, set_arrays
 from fedcore.vectors import Layout
+from strategies.backoff import Absences
 from strategies.checkpoint import Checkpoint
 from strategies.checkpoints import (
     LOST,
@@ -54,12 +57,14 @@ from strategies.checkpoints import (
     after_lost_rounds,
     job_digest,
 )
-from strategies.cohort import CohortGrid, discover
+from strategies.cohort import CohortGrid
 from strategies.delegating import Delegating
 from strategies.exchange import RETRY_AT_ONCE, RETRY_WITH_PATIENCE
 from strategies.factory import build_strategy
+from strategies.fleet import find_fleet
 from strategies.helper_client import Helper, HelperAddress, HelperClient, InProcessHelper
 from strategies.matrix_run import MatrixRun
+from strategies.patience import Sizes, patience
 from strategies.plain_grid import PlainGrid
 from strategies.progress import Arrays, Observer, Past, Progress, Resumed, StalledError
 from strategies.pruning import PrunedStrategy
@@ -170,9 +175,8 @@ class _Run:
         self._strategy = self._fresh_strategy()
         self._kept_ledger = PrivacyLedger(delta=NO_DELTA)
         found = None if checkpoints is None else self._found(checkpoints)
-        self._labels = discover(
-            grid, nodes=job.clients, seconds=job.stage_seconds, clock=self._clock
-        )
+        fleet = find_fleet(grid, job, self._clock)
+        self._labels, self._profiles = fleet.labels, fleet.profiles
         self._rounds, self._secure = self._wrap(grid, found)
         self._initial = self._evaluate() if observer is not None else None
         if found is not None:
@@ -208,7 +212,7 @@ class _Run:
 
     def _fresh_strategy(self) -> Strategy:
         job = self._job
-        cohort = 0 if isinstance(job.sampling, Poisson) else job.clients_per_round
+        cohort = 0 if isinstance(job.sampling, Poisson) else job.invited
         fresh = partial(build_strategy, job.strategy, cohort=cohort)
         if isinstance(job.pruning, Structured):
             return PrunedStrategy(fresh, self._shrunk, job.pruning.after_round)
@@ -258,16 +262,18 @@ class _Run:
         over = 0 if found is None else found.round_number
         if isinstance(job.faults, DropScript):
             grid = DroppingGrid(grid, job.faults, describe_by(self._labels))
-        cohorts = Cohorts(
+        cohorts = self._cohorts = Cohorts(
             self._labels,
             job.sampling,
-            size=job.clients_per_round,
-            devices=job.clients,
+            size=job.invited,
+            devices=len(self._labels) if self._profiles else job.clients,
             seed=job.seed,
             entropy=self._entropy,
             first_round=over + 1,
             spacing=noise if isinstance(noise, MatrixRun) else None,
+            absences=Absences(job.backoff, None if found is None else found.absences),
         )
+        wanted = job.clients_per_round if job.invited > job.clients_per_round else None
         if plan is None:
             nothing = PrivacyLedger(delta=NO_DELTA)
             plain = PlainGrid(
@@ -276,6 +282,9 @@ class _Run:
                 self._keep,
                 on_begin=lambda number: self._note(number, nothing),
                 after_round=over,
+                wanted=wanted,
+                seed=job.seed,
+                on_outcome=cohorts.note,
             )
             return CohortGrid(plain, cohorts, on_skip=plain.skip_round), None
         helper = None
@@ -294,9 +303,22 @@ class _Run:
             ledger=None if found is None else found.ledger,
             state=None if found is None else found.grid,
             note=self._note,
+            wanted=wanted,
+            patience=None if not self._profiles else self._patience(plan),
+            on_outcome=cohorts.note,
         )
         refusal = partial(refused_size, plan, self._preflight.layouts)
         return CohortGrid(secure, cohorts, refusal=refusal, on_skip=secure.skip_round), secure
+
+    def _patience(self, plan: RunPlan) -> Callable[[Stage, Iterable[int]], float]:
+        """Return how long this job waits for which nodes."""
+        layout = self._preflight.layouts[0]
+        bound = bind_first(
+            plan, clients=self._job.invited, dim=layout.dim, layers=layers_of(plan, layout)
+        )
+        up = packed_size(bound.dim, bound.ring.bits)
+        sizes = Sizes(layout.dim, down_bytes=4 * layout.dim, up_bytes=up)
+        return patience(self._job, self._profiles, sizes)
 
     def _noise(self, found: Checkpoint | None) -> CoordinatorNoise:
         """Return what the coordinator adds to sums, if the job wants that."""
@@ -344,11 +366,12 @@ class _Run:
                 grid=None if secure is None else secure.state,
                 noise=noise.to_bytes() if isinstance(noise, MatrixRun) and not noise.path else None,
                 nodes={} if self._nodes is None else self._nodes.node_states(),
+                absences=self._cohorts.absences.known,
             )
         )
 
     def _keep(self, report: RoundReport) -> None:
-        self._report = report
+        self._report = replace(report, paused=self._cohorts.paused)
 
     def _after_round(self, round_number: int, record: ArrayRecord) -> MetricRecord | None:
         """Test the new model and tell the observer; Flower calls it after each round."""

@@ -1,6 +1,8 @@
 """A whole run as one value, and what can be known about it before it starts."""
 
+from fedcore.job.backoff import BackOff, ExponentialBackOff, NoBackOff
 from fedcore.job.costs import Assessment, Cost, assess
+from fedcore.job.devices import DeviceClass, Devices, Equal, Mixed, Profile
 from fedcore.job.levels import BothLevels, of_devices, of_examples
 from fedcore.job.optimisation import (
     Int8Aware,
@@ -30,9 +32,14 @@ from fedcore.job.teacher import open_teacher
 
 __all__ = [
     "Assessment",
+    "BackOff",
     "BothLevels",
     "Cost",
+    "DeviceClass",
+    "Devices",
+    "Equal",
     "Everyone",
+    "ExponentialBackOff",
     "FedAvg",
     "FedAvgM",
     "FedOpt",
@@ -41,6 +48,8 @@ __all__ = [
     "Int8Aware",
     "Job",
     "LocalHelper",
+    "Mixed",
+    "NoBackOff",
     "NoClip",
     "NoDistillation",
     "NoFaults",
@@ -48,6 +57,7 @@ __all__ = [
     "NoQuantize",
     "Poisson",
     "Preflight",
+    "Profile",
     "ReleaseTeacher",
     "RemoteHelper",
     "Robust",

@@ -40,6 +40,8 @@ COMPANIONS = {
     ("privacy", "matrix_gaussian"): ["weighting=uniform"],
     ("privacy", "example_level"): ["weighting=uniform"],
     ("privacy", "both_levels"): ["weighting=uniform"],
+    ("devices", "mixed"): ["weighting=uniform"],
+    ("devices", "large_only"): ["weighting=uniform"],
     ("strategy", "krum"): PLAIN,
     ("strategy", "fedmedian"): PLAIN,
     ("strategy", "fedtrimmedavg"): PLAIN,

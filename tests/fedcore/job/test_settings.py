@@ -26,7 +26,10 @@ from fedcore.data import Digits, Dirichlet, HubDataset, Iid, Natural, NpzFile, S
 from fedcore.engine import DropScript
 from fedcore.errors import ConfigurationError
 from fedcore.job import (
+    DeviceClass,
+    Equal,
     Everyone,
+    ExponentialBackOff,
     FedAvg,
     FedAvgM,
     FedOpt,
@@ -35,6 +38,8 @@ from fedcore.job import (
     Int8Aware,
     Job,
     LocalHelper,
+    Mixed,
+    NoBackOff,
     NoClip,
     NoDistillation,
     NoFaults,
@@ -105,6 +110,8 @@ KINDS = {
     ],
     "weighting": [ByExamples(7), Uniform()],
     "sampling": [FixedSize(), Poisson()],
+    "backoff": [NoBackOff(), ExponentialBackOff(after=3, first=2, most=9)],
+    "devices": [Equal()],
     "pruning": [Structured(0.3, after_round=1), NoPruning()],
     "distillation": [ReleaseTeacher(path="model", key="key.pub"), NoDistillation()],
     "qat": [Int8Aware(rounds=1), NoQat()],
@@ -124,6 +131,9 @@ COMBINED = [
     {"error_feedback": True, "sparsify": RandomK(0.1)},
     *({"quantize": by, "secagg": NoSecAgg()} for by in (TopK(), SparseTernary(), Qsgd())),
     {"sampling": Everyone(), "clients_per_round": 12},
+    {"sampling": FixedSize(over_selection=1.2), "dropout": 0.3},
+    UNIFORM
+    | {"devices": Mixed(classes=(DeviceClass(name="small", width=0.5), DeviceClass(name="l")))},
     UNIFORM | {"sampling": Poisson(), "privacy": DistributedGaussian(**NOISE, amplification=True)},
 ]
 SCALARS = {
