@@ -19,7 +19,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from fedcore.job import Job, Mixed, Profile
+from fedcore.pipeline import RunPlan, bind_first, layers_of
 from fedcore.pipeline.envelope import Stage
+from fedcore.ring import packed_size
+from fedcore.vectors import Layout
 
 _OPERATIONS = 6
 _BITS = 8
@@ -88,3 +91,22 @@ def patience(
         return min(job.stage_seconds, devices.margin * slowest)
 
     return seconds
+
+
+def patience_of(
+    job: Job, plan: RunPlan, layout: Layout, profiles: Mapping[int, Profile]
+) -> Callable[[Stage, Iterable[int]], float] | None:
+    """Return the patience of a job; None if nobody was asked for a profile.
+
+    Args:
+        job: Says how devices train.
+        plan: Says what they send.
+        layout: Of the model that they get, as float32.
+        profiles: By node id.
+    """
+    if not profiles:
+        return None
+    layers = layers_of(plan, layout)
+    bound = bind_first(plan, clients=job.invited, dim=layout.dim, layers=layers)
+    up = packed_size(bound.dim, bound.ring.bits)
+    return patience(job, profiles, Sizes(layout.dim, down_bytes=4 * layout.dim, up_bytes=up))

@@ -23,8 +23,9 @@ from fedcore.pipeline.envelope import IDENTIFY
 from fedcore.secagg import Certificate
 from fedcore.secagg.identity import Credential
 from fedcore.telemetry import Traffic
+from strategies.contributions import record_of
 from strategies.exchange import RETRY_AT_ONCE, exchange
-from strategies.secure_round import Invited, record_of
+from strategies.secure_round import Invited
 from strategies.wire_bytes import content_bytes
 
 

@@ -31,23 +31,15 @@ from fedcore.errors import (
 )
 from fedcore.pipeline import (
     BOX,
-    PART,
     RECORD,
-    VECTOR,
-    VECTOR_TYPE,
     BoundRound,
-    ByClass,
     ClearSum,
     CoordinatorNoise,
     Envelope,
     MeanUpdate,
-    Trainers,
-    agreed_names,
     decode_sum,
-    trainers_of,
     typed,
 )
-from fedcore.pipeline.bound import FIXED_SLOTS
 from fedcore.pipeline.decline import add_reasons, reason_in
 from fedcore.pipeline.download import LACKING
 from fedcore.pipeline.envelope import Stage
@@ -71,7 +63,8 @@ from fedcore.secagg.server import (
     AwaitingShares,
 )
 from fedcore.telemetry import Traffic
-from fedcore.vectors import Layout, RealVector, RingVector
+from fedcore.vectors import Layout, RingVector
+from strategies.contributions import Contributions, record_of
 from strategies.counted import Counted
 from strategies.downlink import ModelDownload
 from strategies.exchange import RETRY_AT_ONCE, exchange
@@ -157,8 +150,7 @@ class SecureRound:
     declined: dict[str, int] = field(default_factory=dict)
     joined: frozenset[int] = frozenset()
     survivors: frozenset[int] = frozenset()
-    _metric_names: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    _classes: dict[int, int] = field(default_factory=dict)
+    _said: Contributions = field(init=False)
     _usable: int = 0
     _unheard: set[int] = field(default_factory=set)
     _cut_off: int = 0
@@ -166,6 +158,7 @@ class SecureRound:
 
     def __post_init__(self) -> None:
         """Find out how many answers are enough."""
+        self._said = Contributions(self.bound, self.layout)
         invited = len(self.clients)
         self._goals = stage_goals(
             stages_of(self.bound),
@@ -189,8 +182,8 @@ class SecureRound:
         else:
             total, survivors = self._add_in_the_clear()
         self.survivors = survivors
-        names = self._names_of(survivors)
-        factor = self._factor(survivors)
+        names = self._said.names_of(survivors)
+        factor = self._said.factor_of(survivors)
         return decode_sum(self.bound, total, len(survivors), names, self.noise, factor=factor)
 
     def _add_under_masks(self, plan: Plan) -> tuple[RingVector, frozenset[int]]:
@@ -209,8 +202,7 @@ class SecureRound:
         adding, deliveries = sharing.close()
         adding = self._stage("upload", deliveries, MaskedInput, adding, AwaitingInputs.on_input)
         unmasking, requests = self._endorse(adding) if plan.authenticated else adding.close()
-        agreed_names(self._names_of(unmasking.survivors))
-        self._check_trainers(unmasking.survivors)
+        self._said.check(unmasking.survivors)
         self.revealing(len(unmasking.survivors))
         unmasking = self._stage("reveal", requests, Reveal, unmasking, AwaitingReveals.on_reveal)
         outcome = unmasking.close(ParallelMasks(), ParallelAgreement())
@@ -237,7 +229,7 @@ class SecureRound:
         for client, reply in self._exchange("upload", requests):
             try:
                 adding.check(client)
-                vector = unpack(self._vector(client, reply), plan.dim, plan.ring)
+                vector = unpack(self._said.read(client, reply), plan.dim, plan.ring)
                 box = SeedBox.from_bytes(typed(record_of(reply), BOX, bytes))
                 if box.client != client:
                     continue
@@ -248,8 +240,7 @@ class SecureRound:
             self._use(client)
         self._count_lost("upload", len(requests) - len(adding.survivors))
         unmasking, request = adding.close()
-        agreed_names(self._names_of(request.survivors))
-        self._check_trainers(request.survivors)
+        self._said.check(request.survivors)
         self.revealing(len(request.survivors))
         try:
             outcome = unmasking.on_mask_sum(self.helper.close(plan, request))
@@ -266,7 +257,7 @@ class SecureRound:
         requests = dict.fromkeys(range(len(self.clients)), b"")
         for client, reply in self._exchange("upload", requests):
             try:
-                total = total + unpack(self._vector(client, reply), self.bound.dim, ring)
+                total = total + unpack(self._said.read(client, reply), self.bound.dim, ring)
             except PeerProtocolError:
                 continue
             survivors.add(client)
@@ -279,7 +270,7 @@ class SecureRound:
         adding, survivors = ClearSum.of(self.bound), set[int]()
         for client, reply in self._exchange("upload", dict.fromkeys(range(len(self.clients)), b"")):
             try:
-                data = self._vector(client, reply)
+                data = self._said.read(client, reply)
                 adding = adding.add(data)
             except PeerProtocolError:
                 continue
@@ -293,9 +284,9 @@ class SecureRound:
             self.bound,
             self.bound.ring.reduce(adding.tally),
             len(survivors),
-            self._names_of(survivors),
+            self._said.names_of(survivors),
             updates=adding.reals,
-            factor=self._factor(survivors),
+            factor=self._said.factor_of(survivors),
         )
 
     def _check_survivors(self, survivors: Collection[int]) -> None:
@@ -304,35 +295,8 @@ class SecureRound:
         needed = self.bound.minimum_survivors
         if len(survivors) < needed:
             raise RoundAbortedError(stage="uploading", needed=needed, found=len(survivors))
-        self._check_trainers(survivors)
+        self._said.check_trainers(survivors)
         self.revealing(len(survivors))
-
-    def _trainers(self, survivors: Iterable[int]) -> Trainers | None:
-        """Return who trained which coordinate; None if all trained all."""
-        if self.layout is None or not isinstance(self.bound.plan.run.shares, ByClass):
-            return None
-        classes = (self._classes[client] for client in survivors)
-        return trainers_of(self.bound.plan, self.layout, classes)
-
-    def _factor(self, survivors: Iterable[int]) -> RealVector | None:
-        trainers = self._trainers(survivors)
-        return None if trainers is None else trainers.factor
-
-    def _check_trainers(self, survivors: Collection[int]) -> None:
-        """Abort a round in which some coordinates' sum would be over too few."""
-        trainers, shares = self._trainers(survivors), self.bound.plan.run.shares
-        if trainers is None or not isinstance(shares, ByClass):
-            return
-        if trainers.fewest < shares.least_trainers:
-            raise RoundAbortedError(
-                stage="uploading",
-                needed=shares.least_trainers,
-                found=trainers.fewest,
-                reason="some weights were trained by too few devices to be summed",
-            )
-
-    def _names_of(self, clients: Iterable[int]) -> list[tuple[str, ...]]:
-        return [self._metric_names[client] for client in sorted(clients)]
 
     def _stage(
         self,
@@ -352,7 +316,7 @@ class SecureRound:
         for client, reply in self._exchange(stage, encoded):
             try:
                 data = (
-                    self._vector(client, reply)
+                    self._said.read(client, reply)
                     if kind is MaskedInput
                     else typed(record_of(reply), "message", bytes)
                 )
@@ -484,32 +448,6 @@ class SecureRound:
             ttl=self.bound.plan.run.stage_seconds,
         )
 
-    def _vector(self, client: int, reply: Message) -> bytes:
-        """Return the bytes of an upload, and note what its metrics are called."""
-        fields = record_of(reply)
-        names = fields.get("metrics", [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            msg = f"client {client} must name its metrics in a list of strings"
-            raise PeerProtocolError(msg)
-        slots = max(0, self.bound.tally.slots - FIXED_SLOTS)
-        if len(names) > slots:
-            msg = f"client {client} must name at most {slots} metrics, found {len(names)}"
-            raise PeerProtocolError(msg)
-        arrays = reply.content.array_records.get(f"{RECORD}.{VECTOR}")
-        array = None if arrays is None else arrays.get(VECTOR)
-        if array is None or array.stype != VECTOR_TYPE:
-            msg = f"client {client} must send its vector as an array of type {VECTOR_TYPE!r}"
-            raise PeerProtocolError(msg)
-        shares = self.bound.plan.run.shares
-        if isinstance(shares, ByClass):
-            index = typed(fields, PART, int)
-            if not 0 <= index < len(shares.widths):
-                msg = f"client {client} must be of one of {len(shares.widths)} classes"
-                raise PeerProtocolError(msg)
-            self._classes[client] = index
-        self._metric_names[client] = tuple(str(name) for name in names)
-        return array.data
-
     def _count_sent(self, stage: Stage, message: Message) -> None:
         self.traffic += Traffic(
             down_payload=array_bytes(message.content),
@@ -535,16 +473,3 @@ class SecureRound:
 def _lacks_the_model(reply: Message) -> bool:
     """Tell whether the device could not make the model from what it was sent."""
     return bool(reply.content.config_records.get(RECORD, ConfigRecord()).get(LACKING))
-
-
-def record_of(reply: Message) -> ConfigRecord:
-    """Return what a device answered.
-
-    Raises:
-        PeerProtocolError: It answered something else.
-    """
-    record = reply.content.config_records.get(RECORD)
-    if record is None:
-        msg = f"a reply must hold the record {RECORD!r}: is secagg_mod in the ClientApp's mods?"
-        raise PeerProtocolError(msg)
-    return record

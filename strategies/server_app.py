@@ -8,7 +8,7 @@ given, and starts an unmodified Flower strategy on it:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -42,9 +42,7 @@ from fedcore.pipeline import (
     bind_first,
     layers_of,
 )
-from fedcore.pipeline.envelope import Stage
 from fedcore.privacy import MatrixGaussian, PrivacyLedger
-from fedcore.ring import packed_size
 from fedcore.telemetry import RoundReport
 from fedcore.training import Evaluation, ExampleLevelPrivacy, evaluate, get_arrays, set_arrays
 from fedcore.vectors import Layout
@@ -64,7 +62,7 @@ from strategies.factory import build_strategy
 from strategies.fleet import find_fleet
 from strategies.helper_client import Helper, HelperAddress, HelperClient, InProcessHelper
 from strategies.matrix_run import MatrixRun
-from strategies.patience import Sizes, patience
+from strategies.patience import patience_of
 from strategies.plain_grid import PlainGrid
 from strategies.progress import Arrays, Observer, Past, Progress, Resumed, StalledError
 from strategies.pruning import PrunedStrategy
@@ -304,21 +302,11 @@ class _Run:
             state=None if found is None else found.grid,
             note=self._note,
             wanted=wanted,
-            patience=None if not self._profiles else self._patience(plan),
+            patience=patience_of(job, plan, self._preflight.layouts[0], self._profiles),
             on_outcome=cohorts.note,
         )
         refusal = partial(refused_size, plan, self._preflight.layouts)
         return CohortGrid(secure, cohorts, refusal=refusal, on_skip=secure.skip_round), secure
-
-    def _patience(self, plan: RunPlan) -> Callable[[Stage, Iterable[int]], float]:
-        """Return how long this job waits for which nodes."""
-        layout = self._preflight.layouts[0]
-        bound = bind_first(
-            plan, clients=self._job.invited, dim=layout.dim, layers=layers_of(plan, layout)
-        )
-        up = packed_size(bound.dim, bound.ring.bits)
-        sizes = Sizes(layout.dim, down_bytes=4 * layout.dim, up_bytes=up)
-        return patience(self._job, self._profiles, sizes)
 
     def _noise(self, found: Checkpoint | None) -> CoordinatorNoise:
         """Return what the coordinator adds to sums, if the job wants that."""

@@ -42,6 +42,7 @@ COMPANIONS = {
     ("privacy", "both_levels"): ["weighting=uniform"],
     ("devices", "mixed"): ["weighting=uniform"],
     ("devices", "large_only"): ["weighting=uniform"],
+    ("devices", "fewer_steps"): ["weighting=uniform", "training.epochs=2"],
     ("strategy", "krum"): PLAIN,
     ("strategy", "fedmedian"): PLAIN,
     ("strategy", "fedtrimmedavg"): PLAIN,
