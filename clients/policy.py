@@ -34,6 +34,8 @@ class DevicePolicy:
         minimum_corrupt: Parameters that withstand a smaller colluding fraction are refused.
         authority: Public key of the root that enrolls devices, 64 hexadecimal digits; with
             it, rounds whose keys that root does not certify are refused.
+        allow_parts: Whether plans in which some devices train a part of the model are accepted;
+            it is the coordinator's word that no weight is trained by one device alone.
         least_trainers: Plans that reveal a coordinate's sum over fewer devices are refused.
         helper_key: Public key of the seed helper, 64 hexadecimal digits; without it, rounds
             with a helper are refused.
@@ -48,6 +50,7 @@ class DevicePolicy:
     largest_clip: float | None = None
     minimum_corrupt: float = 0.0
     authority: str | None = None
+    allow_parts: bool = True
     least_trainers: int = 2
     helper_key: str | None = None
 
@@ -99,6 +102,10 @@ class DevicePolicy:
                 isinstance(secagg, Bonawitz) and secagg.corrupt < self.minimum_corrupt,
                 f"a colluding fraction of at least {self.minimum_corrupt} to be withstood, "
                 f"found {getattr(secagg, 'corrupt', 0.0)}",
+            ),
+            (
+                isinstance(shares, ByClass) and shares.narrow and not self.allow_parts,
+                "that all devices train the whole model, found classes that train parts",
             ),
             (
                 isinstance(shares, ByClass) and shares.least_trainers < self.least_trainers,

@@ -10,8 +10,8 @@ from __future__ import annotations
 from flwr.serverapp import Grid
 
 from fedcore.engine import Clock
-from fedcore.errors import ConfigurationError
 from fedcore.job import Job, Mixed, of_examples
+from fedcore.job.devices import check_enough
 from strategies.cohort import Fleet, discover
 
 
@@ -27,13 +27,7 @@ def find_fleet(grid: Grid, job: Job, clock: Clock) -> Fleet:
     if not isinstance(devices, Mixed):
         return found
     able = {node for node, profile in found.profiles.items() if devices.asks(profile)}
-    if len(able) < job.invited:
-        msg = (
-            f"a round invites {job.invited} devices, and {len(able)} of {len(found.labels)} are "
-            "large enough for a class that is asked: lower clients_per_round, or lower what "
-            "devices.classes take"
-        )
-        raise ConfigurationError(msg)
+    check_enough(job, len(able), len(found.labels))
     return Fleet(
         {node: label for node, label in found.labels.items() if node in able},
         {node: profile for node, profile in found.profiles.items() if node in able},

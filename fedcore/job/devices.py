@@ -272,6 +272,9 @@ def check_devices(job: Job) -> None:
         )
         raise ConfigurationError(msg)
     _check_widths(job, devices)
+    if devices.simulates:
+        profiles = simulated_profiles(devices, job.clients, job.seed)
+        check_enough(job, sum(map(devices.asks, profiles)), job.clients)
     for known in devices.classes:
         epochs = job.training.epochs * known.steps
         if known.width and not (isclose(epochs, round(epochs), abs_tol=1e-6) and round(epochs)):
@@ -289,6 +292,25 @@ def check_devices(job: Job) -> None:
                 "strategy=fedprox, or choose devices.normalise=false"
             )
             raise ConfigurationError(msg)
+
+
+def check_enough(job: Job, able: int, there: int) -> None:
+    """Refuse a fleet with too few devices that are asked.
+
+    Args:
+        job: Says how many a round invites.
+        able: Devices of a class that is asked.
+        there: Devices in all.
+
+    Raises:
+        ConfigurationError: A round would invite more.
+    """
+    if able < job.invited:
+        msg = (
+            f"a round invites {job.invited} devices, and {able} of {there} are large enough for a "
+            "class that is asked: lower clients_per_round, or lower what devices.classes take"
+        )
+        raise ConfigurationError(msg)
 
 
 def _check_widths(job: Job, devices: Mixed) -> None:

@@ -167,6 +167,16 @@ def test_a_device_demands_that_nobody_trains_a_weight_alone():
     assert played.reports[0].lost == {"advertise": 10}
 
 
+def test_a_device_may_refuse_rounds_with_parts_and_still_take_fewer_steps():
+    policy = replace(OPEN, allow_parts=False)
+    train = trains({*range(10)})
+    narrow = play(client_app(seed=1, policy=policy, train=train), PLAN, model=chain())
+    assert narrow.reports[0].lost == {"advertise": 10}
+    steps = replace(PLAN, shares=replace(PLAN.shares, widths=(1.0, 1.0), steps=(0.5, 1.0)))
+    whole = play(client_app(seed=1, policy=policy, train=train), steps, model=chain())
+    assert whole.reports[0].survivors == 10
+
+
 def test_a_train_function_that_knows_no_classes_is_no_party_to_a_round_with_them():
     played = play(client_app(seed=1), PLAN)
     assert played.reports[0].survivors == 0
