@@ -1,18 +1,20 @@
 """The ClientApp: the same in a simulation and on a device.
 
-It answers three messages: `train` trains on the device's examples, `evaluate` tests on
-them, `query.profile` tells the device's name. Where the examples come from is the
+It answers three messages: `train` trains on the device's examples, as much of the model
+as the device is able to; `evaluate` tests on them; `query.profile` tells the device's name,
+and what it is if its owner allows that. Where the examples come from is the
 device's own affair: a node configured with `data-path` reads that file; otherwise it
 takes its partition of the job's data set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy.typing as npt
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
@@ -20,6 +22,7 @@ from flwr.clientapp.typing import Mod
 from clients.identity import IdentitySource
 from clients.policy import DevicePolicy
 from clients.priority import priority_of
+from clients.profile import class_of, told
 from clients.secagg_mod import EntropySource, secagg_mod
 from clients.teacher import soft_targets
 from fedcore.crypto import Entropy, ReplayedEntropy, SystemEntropy, generator
@@ -36,12 +39,21 @@ from fedcore.data import (
 )
 from fedcore.engine import to_arrays, to_record
 from fedcore.errors import ConfigurationError
-from fedcore.job import Job, of_examples, trains_for_int8
+from fedcore.job import Job, Mixed, of_examples, trains_for_int8
 from fedcore.job.levels import NOISE_KEY
-from fedcore.models import ModelConfig, Widths, build, fitting_widths
-from fedcore.pipeline import Uniform
+from fedcore.models import (
+    ModelConfig,
+    Widths,
+    build,
+    fitting_widths,
+    hidden_widths,
+    widths_of,
+)
+from fedcore.models.parts import Part, part_of
+from fedcore.pipeline import PART, Uniform
 from fedcore.training import (
     ExampleLevelPrivacy,
+    LocalTraining,
     evaluate,
     fake_int8,
     get_arrays,
@@ -50,6 +62,7 @@ from fedcore.training import (
     train,
     train_example_level,
 )
+from fedcore.vectors import Layout
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,10 +103,20 @@ def build_client_app(
     @app.query("profile")
     def profile_message(message: Message, context: Context) -> Message:
         label = context.node_config.get("partition-id", context.node_id)
-        record = ConfigRecord({"label": str(label)})
+        record = ConfigRecord({"label": str(label), **_told(message, context)})
         return Message(RecordDict({"profile": record}), reply_to=message)
 
     return app
+
+
+def _told(message: Message, context: Context) -> dict[str, int]:
+    """Return what this device tells of itself beside its name."""
+    wanted = message.content.config_records.get("profile", ConfigRecord()).get("wanted", [])
+    if not isinstance(wanted, list) or not wanted:
+        return {}
+    job = _job(context)
+    names = [name for name in wanted if isinstance(name, str)]
+    return told(context, job, names, lambda: len(_examples(job, context)[1]))
 
 
 def system_entropy(context: Context) -> Entropy:
@@ -124,27 +147,54 @@ def _train(message: Message, context: Context, entropy: Entropy) -> Message:
             f"{type(mu).__name__} and {type(round_number).__name__}"
         )
         raise ConfigurationError(msg)
-    model = _load_model(job, context, message)
+    arrays = to_arrays(message.content.array_records["arrays"])
+    index, part = _part(job, context, arrays, round_number)
+    model = _load_model(job, context, arrays if part is None else part.take(arrays))
+    training = job.training if index is None else _fewer_steps(job, index)
     rng = generator(entropy.child(f"training/round={round_number}"), "sgd")
     metrics: dict[str, int | float | list[int] | list[float]]
     privacy = _example_privacy(job, config)
     if privacy is not None:
-        train_example_level(model, x, y, job.training, privacy, rng=rng, proximal_mu=float(mu))
+        train_example_level(model, x, y, training, privacy, rng=rng, proximal_mu=float(mu))
         metrics = {}  # computed on raw examples: nothing of it may leave the device
     else:
         teacher = soft_targets(job, context.node_config, x, _classes_of(model))
         trained = fake_int8(model, x) if trains_for_int8(job, round_number) else model
-        report = train(trained, x, y, job.training, rng, proximal_mu=float(mu), teacher=teacher)
+        report = train(trained, x, y, training, rng, proximal_mu=float(mu), teacher=teacher)
         metrics = {"train-loss": report.loss, "train-accuracy": report.accuracy}
     # Flower weighs by what is reported here, also where no codec is in between.
     weight = 1 if isinstance(job.weighting, Uniform) else len(y)
+    result = get_arrays(model, copy=False)
     content = RecordDict(
         {
-            "arrays": to_record(get_arrays(model, copy=False)),
+            "arrays": to_record(result if part is None else part.put(arrays, result)),
             "metrics": MetricRecord({**metrics, "num-examples": weight}),
         }
     )
+    if index is not None:
+        content[PART] = ConfigRecord({PART: index})
     return Message(content, reply_to=message)
+
+
+def _part(
+    job: Job, context: Context, arrays: Mapping[str, npt.NDArray[Any]], round_number: int
+) -> tuple[int | None, Part | None]:
+    """Return this device's class, and where its part of the model is; None for all of it."""
+    index = class_of(context, job)
+    if index is None or not isinstance(job.devices, Mixed):
+        return None, None
+    width = job.devices.classes[index].width
+    if width == 1:
+        return index, None
+    return index, part_of(Layout.of(arrays), width, job.devices.structure, round_number - 1)
+
+
+def _fewer_steps(job: Job, index: int) -> LocalTraining:
+    if not isinstance(job.devices, Mixed):
+        return job.training
+    return replace(
+        job.training, epochs=round(job.training.epochs * job.devices.classes[index].steps)
+    )
 
 
 def _example_privacy(job: Job, config: ConfigRecord) -> ExampleLevelPrivacy | None:
@@ -159,7 +209,8 @@ def _example_privacy(job: Job, config: ConfigRecord) -> ExampleLevelPrivacy | No
 def _evaluate(message: Message, context: Context) -> Message:
     job = _job(context)
     x, y = _examples(job, context)
-    result = evaluate(_load_model(job, context, message), x, y)
+    arrays = to_arrays(message.content.array_records["arrays"])
+    result = evaluate(_load_model(job, context, arrays), x, y)
     metrics = MetricRecord(
         {
             "eval-loss": result.loss,
@@ -209,12 +260,13 @@ def _shards(
     return partition(_dataset(data), config, clients, seed)
 
 
-def _load_model(job: Job, context: Context, message: Message) -> nn.Module:
-    """Return the process's one model, with the weights of the message."""
+def _load_model(job: Job, context: Context, arrays: Mapping[str, npt.NDArray[Any]]) -> nn.Module:
+    """Return a model of the process, with these weights: of all the model or of a part."""
     path = context.node_config.get("data-path")
     dataset = _dataset(NpzFile(path=path) if isinstance(path, str) else job.data)
-    arrays = to_arrays(message.content.array_records["arrays"])
     widths = fitting_widths(job.model, job.pruning, arrays)
+    if isinstance(job.devices, Mixed) and widths_of(arrays) != hidden_widths(job.model):
+        widths = widths_of(arrays)
     model = _model(job.model, dataset.input_shape, job.classes or dataset.classes, widths)
     set_arrays(model, arrays)
     return model
@@ -226,7 +278,7 @@ def _classes_of(model: nn.Module) -> int:
     return len(last)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _model(
     config: ModelConfig, input_shape: tuple[int, ...], classes: int, widths: Widths | None
 ) -> nn.Module:

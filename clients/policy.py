@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedcore.errors import PeerProtocolError
-from fedcore.pipeline import Bonawitz, NoSecAgg, RoundPlan, SeedHelper
+from fedcore.pipeline import Bonawitz, ByClass, NoSecAgg, RoundPlan, SeedHelper
 from fedcore.privacy import Distributed, stated_noise
 from fedcore.secagg.parameters import GRINDING_BITS, SECURITY_BITS
 from fedcore.secagg.plan import MOST_CLIENTS
@@ -37,6 +37,9 @@ class DevicePolicy:
         minimum_same_model: Buffers are refused in which fewer members trained the model of any
             one of them, that one included, whoever drops out; 1 demands nothing. See
             `fedcore.pipeline.buffer`.
+        allow_parts: Whether plans in which some devices train a part of the model are accepted;
+            it is the coordinator's word that no weight is trained by one device alone.
+        least_trainers: Plans that reveal a coordinate's sum over fewer devices are refused.
         helper_key: Public key of the seed helper, 64 hexadecimal digits; without it, rounds
             with a helper are refused.
     """
@@ -51,6 +54,8 @@ class DevicePolicy:
     minimum_corrupt: float = 0.0
     authority: str | None = None
     minimum_same_model: int = 2
+    allow_parts: bool = True
+    least_trainers: int = 2
     helper_key: str | None = None
 
     def check(self, plan: RoundPlan) -> None:
@@ -61,7 +66,7 @@ class DevicePolicy:
         """
         secagg = plan.run.secagg
         bits = secagg.bits(plan.clients) if isinstance(secagg, Bonawitz) else 0
-        privacy = plan.run.privacy
+        privacy, shares = plan.run.privacy, plan.run.shares
         noise = stated_noise(privacy) if isinstance(privacy, Distributed) else 0.0
         authority = getattr(secagg, "authority", None)
         dropped = plan.clients - plan.run.minimum_survivors(plan.clients)
@@ -108,6 +113,15 @@ class DevicePolicy:
                 isinstance(secagg, Bonawitz) and secagg.corrupt < self.minimum_corrupt,
                 f"a colluding fraction of at least {self.minimum_corrupt} to be withstood, "
                 f"found {getattr(secagg, 'corrupt', 0.0)}",
+            ),
+            (
+                isinstance(shares, ByClass) and shares.narrow and not self.allow_parts,
+                "that all devices train the whole model, found classes that train parts",
+            ),
+            (
+                isinstance(shares, ByClass) and shares.least_trainers < self.least_trainers,
+                f"at least {self.least_trainers} devices that train each coordinate, found "
+                f"{getattr(shares, 'least_trainers', 0)}",
             ),
             (
                 self.authority is not None and authority != self.authority,

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -47,11 +47,13 @@ from fedcore.engine import to_arrays, to_record
 from fedcore.errors import ConfigurationError, FedcoreError, PeerProtocolError
 from fedcore.pipeline import (
     BOX,
+    PART,
     RECORD,
     VECTOR,
     VECTOR_TYPE,
     BoundRound,
     Buffer,
+    ByClass,
     Envelope,
     Layer,
     LocalUpdate,
@@ -61,6 +63,7 @@ from fedcore.pipeline import (
     layers_of,
     make_upload,
     model_digest,
+    sent_by,
 )
 from fedcore.pipeline.decline import DECLINE_CODE, DECLINED, Reason
 from fedcore.pipeline.download import DOWNLOAD, LACKING, MODEL, UPDATE, UPDATE_TYPE, Download
@@ -178,6 +181,7 @@ class _Session:
     call_next: ClientAppCallable
     device: Device
     entropy: Entropy
+    part: int = 0
 
     def answer(self) -> Message:
         """Advance this node's protocol by one message, or repeat what it said last.
@@ -238,7 +242,9 @@ class _Session:
         upload = self._upload(bound, envelope, seat)
         if bound.helper is not None:
             return self._seal(bound, bound.helper, envelope, upload)
-        return self._reply_with_vector(pack(upload.vector, bound.ring) + upload.payload, upload)
+        return self._reply_with_vector(
+            plan, pack(upload.vector, bound.ring) + upload.payload, upload
+        )
 
     def _lack(self) -> Message:
         """Ask for all of the model."""
@@ -339,7 +345,7 @@ class _Session:
         )
         memory.put(bound.plan, dump_state(successor))
         if upload is not None:
-            return self._reply_with_vector(encode(reply, plan), upload)
+            return self._reply_with_vector(bound.plan, encode(reply, plan), upload)
         return self._reply(reply, plan)
 
     def _identity(self, wanted: bool) -> Identity | None:  # noqa: FBT001 - one caller's fact
@@ -381,7 +387,7 @@ class _Session:
             identity=identity,
         )
         return self._reply_with_vector(
-            pack(sealed.vector, plan.ring), upload, {BOX: sealed.box.to_bytes()}
+            bound.plan, pack(sealed.vector, plan.ring), upload, {BOX: sealed.box.to_bytes()}
         )
 
     def _upload(self, bound: BoundRound, envelope: Envelope, seat: int | None) -> Upload:
@@ -396,12 +402,15 @@ class _Session:
             )
             raise PeerProtocolError(msg)
         _check_layers(bound.plan, layers_of(bound.plan.run, received.layout))
-        update = self._train(received, envelope.weight_key)
+        update, reply = self._train(received, envelope.weight_key)
+        index = _class_in(bound.plan, reply)
+        update = replace(update, delta=sent_by(bound.plan, received.layout, index, update.delta))
         feedback = Feedback(self.context)
         earlier = feedback.start(bound.plan, envelope.counted)
         entropy = self._round_entropy(bound).child("upload")
         upload = make_upload(bound, update, earlier, entropy)
         feedback.keep(bound.plan, upload, earlier)
+        self.part = index
         return upload
 
     def _call_train(self) -> Message:
@@ -425,7 +434,7 @@ class _Session:
     def _check_in(self, envelope: Envelope) -> Message:
         """Train, keep the update, and say no more than that it is there."""
         received = self._received()
-        update = self._train(received, envelope.weight_key)
+        update, _ = self._train(received, envelope.weight_key)
         KeptUpdate(self.context).keep(received.digest, received.layout, update)
         record = ConfigRecord({CHECK_IN: True})
         return Message(RecordDict({RECORD: record}), reply_to=self.message)
@@ -439,14 +448,14 @@ class _Session:
         layout = Layout.of(arrays)
         return _Received(content, layout, model_digest(arrays), layout.flatten(arrays))
 
-    def _train(self, received: _Received, weight_key: str) -> LocalUpdate:
-        """Call the train function on what was received."""
+    def _train(self, received: _Received, weight_key: str) -> tuple[LocalUpdate, RecordDict]:
+        """Call the train function on what was received; return what changed, and all it said."""
         self.message.content = received.content
         reply = self._call_train()
         trained = _single_arrays(reply.content, "the train function's reply")
         after = received.layout.flatten(to_arrays(trained))
         examples, metrics = _measurements(reply.content, weight_key)
-        return LocalUpdate(after - received.model, examples, metrics)
+        return LocalUpdate(after - received.model, examples, metrics), reply.content
 
     def _round_entropy(self, bound: BoundRound) -> Entropy:
         plan = bound.plan
@@ -457,10 +466,16 @@ class _Session:
         return Message(RecordDict({RECORD: record}), reply_to=self.message)
 
     def _reply_with_vector(
-        self, data: bytes, upload: Upload, more: Mapping[str, bytes] | None = None
+        self,
+        plan: RoundPlan,
+        data: bytes,
+        upload: Upload,
+        more: Mapping[str, bytes] | None = None,
     ) -> Message:
         array = Array(dtype="uint8", shape=(len(data),), stype=VECTOR_TYPE, data=data)
         names = ConfigRecord({"metrics": list(upload.metric_names), **(more or {})})
+        if isinstance(plan.run.shares, ByClass):
+            names[PART] = self.part
         # Two records of one name cannot share a RecordDict: arrays and names travel apart.
         return Message(
             RecordDict({RECORD: names, f"{RECORD}.{VECTOR}": ArrayRecord({VECTOR: array})}),
@@ -516,6 +531,20 @@ def _single_arrays(content: RecordDict, where: str) -> ArrayRecord:
         msg = f"{where} must hold exactly one ArrayRecord, found {len(content.array_records)}"
         raise ConfigurationError(msg)
     return next(iter(content.array_records.values()))
+
+
+def _class_in(plan: RoundPlan, content: RecordDict) -> int:
+    """Return of which class the train function says that this device is."""
+    if not isinstance(plan.run.shares, ByClass):
+        return 0
+    index = content.config_records.get(PART, ConfigRecord()).get(PART)
+    if not isinstance(index, int):
+        msg = (
+            "the plan has classes of devices, so the train function must say of which this one is, "
+            f"in a ConfigRecord {PART!r} with the number {PART!r}"
+        )
+        raise ConfigurationError(msg)
+    return index
 
 
 def _measurements(content: RecordDict, weight_key: str) -> tuple[int, Mapping[str, float]]:

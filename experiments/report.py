@@ -68,6 +68,10 @@ class Round:
     downloads: int | None = None
     declined: dict[str, int] = field(default_factory=dict)
     buffer: dict[str, float] | None = None
+    surplus: int = 0
+    late: int = 0
+    duplicates: int = 0
+    paused: int = 0
 
     @property
     def client_bytes(self) -> float:
@@ -189,6 +193,9 @@ class Summary:
     total_reduction: float | None = None
     traffic: Sums | None = None
     declined: dict[str, int] | None = None
+    surplus: int = 0
+    late: int = 0
+    duplicates: int = 0
 
 
 Record = TypeVar("Record", Round, Summary)

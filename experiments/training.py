@@ -274,9 +274,10 @@ def _announce(job: Job, preflight: Preflight, folder: Path) -> None:
     weights = f"{preflight.parameters:,}"
     if len(preflight.sizes) > 1:
         weights += f" and then {preflight.sizes[-1]:,}"
+    more = f", {job.invited} invited" if job.invited > job.clients_per_round else ""
     print(
         f"{job.name}: {weights} weights, {job.rounds} rounds, "
-        f"{job.clients_per_round} of {job.clients} clients a round, uploads {masks} {form}, "
+        f"{job.clients_per_round} of {job.clients} clients a round{more}, uploads {masks} {form}, "
         f"epsilon {preflight.epsilon:.3g} after the last round\n{folder}",
         flush=True,
     )

@@ -84,6 +84,10 @@ class RoundReport:
             learns here which device it was.
         refusals: Of the lost, those whose program failed or refused the plan, by what it said.
         buffer: Of asynchronous training; None in a round.
+        surplus: Clients that were not waited for, because enough had answered; not lost.
+        late: Replies that came after their stage was over; dropped. All attempts.
+        duplicates: Second replies to one message; dropped. All attempts.
+        paused: Devices that were left out of the draw, because they had failed before.
     """
 
     round_number: int
@@ -103,6 +107,10 @@ class RoundReport:
     declined: Mapping[str, int] = field(default_factory=dict)
     refusals: Mapping[str, int] = field(default_factory=dict)
     buffer: BufferReport | None = None
+    surplus: int = 0
+    late: int = 0
+    duplicates: int = 0
+    paused: int = 0
 
 
 def skipped(round_number: int, invited: int, reason: str, epsilon: float) -> RoundReport:

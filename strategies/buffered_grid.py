@@ -23,8 +23,9 @@ from fedcore.pipeline.decline import add_reasons
 from fedcore.pipeline.envelope import CHECK_IN
 from fedcore.telemetry import RoundReport
 from strategies.check_ins import CheckIns, CheckInState
-from strategies.secure_grid import SecureGrid, is_training
+from strategies.secure_grid import SecureGrid
 from strategies.secure_round import Invited
+from strategies.training_messages import is_training
 
 NOBODY_LEFT = (
     "too few devices checked in, and nobody is left who trains: raise schedule.concurrency, or "

@@ -35,9 +35,10 @@ from fedcore.pipeline import RECORD, Envelope, model_digest
 from fedcore.pipeline.decline import DECLINE_CODE, add_reasons, counted_as, reason_in
 from fedcore.pipeline.envelope import CHECK_IN
 from fedcore.telemetry import BufferReport, Traffic
-from strategies.cohort import labels_of
-from strategies.exchange import POLL_SECONDS, array_bytes, content_bytes
+from strategies.cohort import ask
+from strategies.exchange import POLL_SECONDS
 from strategies.sampling import choose_cohort
+from strategies.wire_bytes import array_bytes, content_bytes
 
 log = getLogger(__name__)
 LOOK_SECONDS: Final = 10.0
@@ -266,7 +267,7 @@ class CheckIns:
         strangers = sorted(self._here - self.labels.keys())
         if not strangers:
             return
-        found = labels_of(self.grid, strangers, seconds=LOOK_SECONDS, clock=self.clock)
+        found = ask(self.grid, strangers, seconds=LOOK_SECONDS, clock=self.clock).labels
         for node, label in found.items():
             others = [other for other, known in self.labels.items() if known == label]
             if any(other in self._here for other in others):

@@ -34,6 +34,7 @@ from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.privacy import PrivacyLedger
 from fedcore.secagg import Certificate
 from fedcore.vectors import Entry, Layout
+from strategies.backoff import Absence
 from strategies.check_ins import CheckInState, Task
 from strategies.grid_state import DownlinkState, GridState
 from strategies.progress import Arrays, Past
@@ -77,6 +78,7 @@ class Checkpoint:
         nodes: What simulated nodes keep, by node id.
         labels: What the nodes are called, by node id.
         check_ins: Who trains and who is done, in a simulation of asynchronous training.
+        absences: Failures of devices, by label, where the run leaves out who failed.
     """
 
     job: str
@@ -92,6 +94,7 @@ class Checkpoint:
     nodes: Mapping[int, RecordDict] = field(default_factory=dict, repr=False)
     labels: Mapping[int, str] = field(default_factory=dict, repr=False)
     check_ins: CheckInState | None = None
+    absences: Mapping[str, Absence] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Return what `from_bytes` reads; the same for the same checkpoint."""
@@ -108,6 +111,7 @@ class Checkpoint:
             arrays=tuple(arrays),
             labels=dict(self.labels),
             check_ins=None if self.check_ins is None else _plain_check_ins(self.check_ins),
+            absences=dict(self.absences),
         )
         text = json.dumps(asdict(header), separators=(",", ":"))
         file = BytesIO()
@@ -168,7 +172,7 @@ class _CheckIns:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """All of a checkpoint but its arrays, whose names it has."""
+    """All of a checkpoint but its arrays, of which it has the names."""
 
     job: str
     round_number: int
@@ -180,6 +184,7 @@ class _Header:
     arrays: tuple[str, ...]
     labels: dict[int, str] = field(default_factory=dict)
     check_ins: _CheckIns | None = None
+    absences: dict[str, Absence] = field(default_factory=dict)
 
 
 def _parse(data: bytes) -> Checkpoint:
@@ -224,6 +229,7 @@ def _assembled(header: _Header, arrays: _Flat) -> Checkpoint:
         },
         labels=header.labels,
         check_ins=None if header.check_ins is None else _check_ins(header.check_ins, taken),
+        absences=header.absences,
     )
     taken.check_all()
     return checkpoint

@@ -8,13 +8,15 @@ devices on every engine, whatever ids their nodes have there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedcore.engine import Clock, WrappedGrid
 from fedcore.errors import ConfigurationError
+from fedcore.job import Profile
 from strategies.exchange import POLL_SECONDS, exchange
 from strategies.sampling import Cohorts
 
@@ -24,15 +26,29 @@ RETURN_SECONDS = 60.0
 """How long a run that goes on waits for the nodes that it knows."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The nodes of a run.
+
+    Attributes:
+        labels: By node id.
+        profiles: What the nodes told of themselves, by node id; empty if nobody asked.
+    """
+
+    labels: Mapping[int, str]
+    profiles: Mapping[int, Profile] = field(default_factory=dict)
+
+
 def discover(
     grid: Grid,
     *,
     nodes: int,
     seconds: float,
     clock: Clock,
+    wanted: Sequence[str] = (),
     known: Mapping[int, str] | None = None,
-) -> dict[int, str]:
-    """Return the label of every node, by node id.
+) -> Fleet:
+    """Return who the nodes are, and what they tell of themselves.
 
     A node that answers `PROFILE` names itself (its partition in a simulation, its
     enrolled name in a fleet); one that does not is called by its node id.
@@ -46,6 +62,7 @@ def discover(
         seconds: How long to wait, for them to connect and then to answer.
         clock: Tells the time.
         known: Labels that an earlier process found, by node id.
+        wanted: Names of the fields of a profile that are asked for.
 
     Raises:
         ConfigurationError: Fewer nodes connected, or two use the same label.
@@ -63,32 +80,43 @@ def discover(
             )
             raise ConfigurationError(msg)
         clock.sleep(POLL_SECONDS)
-    strangers = [node_id for node_id in ids if node_id not in earlier]
+    # Who told of itself before is asked again: what it told is not kept.
+    strangers = [node_id for node_id in ids if wanted or node_id not in earlier]
     labels = {node_id: earlier[node_id] for node_id in ids if node_id in earlier}
-    labels |= labels_of(grid, strangers, seconds=seconds, clock=clock)
+    found = ask(grid, strangers, seconds=seconds, clock=clock, wanted=wanted)
+    labels |= found.labels
     # A device that came back under another id is the one of its label, and no second one.
     here = set(labels.values())
     labels |= {node_id: label for node_id, label in earlier.items() if label not in here}
     if len(set(labels.values())) < len(labels):
         msg = "every node must have a label of its own, found one twice: check partition-id"
         raise ConfigurationError(msg)
-    return labels
+    return Fleet(labels, found.profiles)
 
 
-def labels_of(
-    grid: Grid, node_ids: Iterable[int], *, seconds: float, clock: Clock
-) -> dict[int, str]:
+def ask(
+    grid: Grid,
+    node_ids: Iterable[int],
+    *,
+    seconds: float,
+    clock: Clock,
+    wanted: Sequence[str] = (),
+) -> Fleet:
     """Ask nodes who they are; return what they answer in time, and the ids of the others."""
+    asked = ConfigRecord({"wanted": list(wanted)} if wanted else {})
     labels = {node_id: str(node_id) for node_id in node_ids}
     questions = {
-        node_id: Message(RecordDict({"profile": ConfigRecord()}), node_id, PROFILE)
-        for node_id in labels
+        node_id: Message(RecordDict({"profile": asked}), node_id, PROFILE) for node_id in labels
     }
+    profiles = dict.fromkeys(labels, Profile()) if wanted else {}
     for node_id, reply in exchange(grid, questions, seconds=seconds, clock=clock):
         if reply.has_content():
-            label = reply.content.config_records.get("profile", ConfigRecord()).get("label")
+            record = reply.content.config_records.get("profile", ConfigRecord())
+            if wanted:
+                profiles[node_id] = Profile.of({name: record.get(name) for name in wanted})
+            label = record.get("label")
             labels[node_id] = label if isinstance(label, str) else labels[node_id]
-    return labels
+    return Fleet(labels, profiles)
 
 
 class CohortGrid(WrappedGrid):

@@ -4,7 +4,12 @@ Flower's own `send_and_receive` polls every three seconds, returns all replies a
 one list and waits for heartbeats. A protocol of four stages cannot afford that:
 `exchange` polls at its own pace, hands over each reply at once, so that uploads are
 added and forgotten, has a deadline of its own, and maps an error to a node by the
-message that it answers, since a silent node's error comes from the SuperLink.
+message that it answers, since a silent node's error comes from the SuperLink. It ends
+early when its caller has enough; what comes later is dropped (`strategies.stragglers`).
+
+A grid over a network hands over all replies that have arrived as one list. So that not
+all vectors of a cohort are ever held at once, it is asked for a few messages at a time;
+an engine that runs devices on demand hands over one reply after the other by itself.
 
 A message or a reply that got lost on the way is worth a second try: the node is asked
 again, with the same content. A device that has answered sends the same bytes again
@@ -16,14 +21,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedcore.engine import Clock
 from fedcore.engine.flower_private import ErrorCode
+from strategies.stragglers import Stragglers
 
 POLL_SECONDS = 0.1
+AT_ONCE = 16
+"""Replies that are taken from a network in one go, and so held at a time, at most."""
 RETRY_AT_ONCE = (0.0,)
 """One more try, without a pause: for engines in which a node is there or is not."""
 RETRY_WITH_PATIENCE = (0.0, 5.0, 15.0, 45.0)
@@ -38,6 +47,10 @@ LOST_ON_THE_WAY = frozenset(
 """Errors that a SuperLink reports in place of a node; asking again may help."""
 
 
+def _never() -> bool:
+    return False
+
+
 def exchange(
     grid: Grid,
     messages: Mapping[int, Message],
@@ -46,6 +59,9 @@ def exchange(
     clock: Clock,
     retry_after: Sequence[float] = (),
     sent: Callable[[Message], None] = lambda _: None,
+    enough: Callable[[], bool] = _never,
+    grace: bool = False,
+    stragglers: Stragglers | None = None,
 ) -> Iterator[tuple[int, Message]]:
     """Yield (key, reply) for each message that is answered in time, errors included.
 
@@ -58,23 +74,45 @@ def exchange(
             asked again, for each time that it is. An error that leaves no time for that is
             yielded at once, as every other.
         sent: Called with every message that is sent, those that repeat one included.
+        enough: Whether no more is needed; asked before waiting, and after each reply if the
+            next one would only be made on demand.
+        grace: Whether, once there is enough, the others get as much time again as that took.
+        stragglers: Takes over what is not answered at the end, and all replies that nobody
+            waits for.
     """
+    late = Stragglers() if stragglers is None else stragglers
     asking = _Asking(grid, messages, clock, clock.now() + seconds, retry_after, sent)
-    asking.push(dict(messages))
-    while asking.pending or asking.waiting:
-        found = False
-        for reply in grid.pull_messages(set(asking.pending)) if asking.pending else ():
-            key = asking.pending.pop(reply.metadata.reply_to_message_id, None)
-            if key is None:
-                continue  # a duplicate
-            found = True
-            if not asking.postpone(key, reply):
-                yield key, reply
-        found |= asking.repeat()
-        if not (asking.pending or asking.waiting) or clock.now() >= asking.deadline:
-            return
-        if not found:
-            clock.sleep(POLL_SECONDS)
+    try:
+        asking.push(dict(messages))
+        while asking.pending or asking.waiting:
+            found = False
+            for lazy, reply in asking.replies(late):
+                key = asking.pending.pop(reply.metadata.reply_to_message_id, None)
+                if key is None:
+                    late.take(reply)
+                    continue
+                found = True
+                if not asking.postpone(key, reply):
+                    yield key, reply
+                if lazy and not grace and enough():
+                    return
+            found |= asking.repeat()
+            if not (asking.pending or asking.waiting) or clock.now() >= asking.deadline:
+                return
+            if enough():
+                if not grace:
+                    return
+                grace, asking.deadline = False, asking.time_again()
+                enough = _never
+            if not found:
+                clock.sleep(POLL_SECONDS)
+    finally:
+        late.leave(
+            {
+                message_id: messages[key].metadata.dst_node_id
+                for message_id, key in asking.pending.items()
+            }
+        )
 
 
 @dataclass(slots=True)
@@ -90,6 +128,26 @@ class _Asking:
     pending: dict[str, int] = field(default_factory=dict)
     waiting: dict[int, float] = field(default_factory=dict)
     tries: dict[int, int] = field(default_factory=dict)
+    eager: bool = False
+    began: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.began = self.clock.now()
+
+    def time_again(self) -> float:
+        """Return the deadline if waiting takes as long again as it did up to now."""
+        return min(self.deadline, 2 * self.clock.now() - self.began)
+
+    def replies(self, late: Stragglers) -> Iterator[tuple[bool, Message]]:
+        """Yield what has come, and whether more of it is made only on demand."""
+        if not self.pending:
+            return
+        wanted = iter([*self.pending, *late.waiting])
+        while batch := set(islice(wanted, AT_ONCE if self.eager else None)):
+            replies = self.grid.pull_messages(batch)
+            self.eager = not isinstance(replies, Iterator)
+            for reply in replies:
+                yield not self.eager, reply
 
     def push(self, batch: Mapping[int, Message]) -> None:
         """Send messages; what the grid does not take is not waited for."""
@@ -133,32 +191,3 @@ def _again(message: Message, seconds: float) -> Message:
         group_id=asked.group_id,
         ttl=seconds,
     )
-
-
-def array_bytes(content: RecordDict) -> int:
-    """Return how many bytes the values of all arrays take."""
-    return sum(
-        len(array.data) for arrays in content.array_records.values() for array in arrays.values()
-    )
-
-
-def content_bytes(content: RecordDict) -> int:
-    """Return how many bytes of payload the records hold, keys included."""
-    total = array_bytes(content)
-    for arrays in content.array_records.values():
-        total += sum(len(name) for name in arrays)
-    for metrics in content.metric_records.values():
-        total += sum(len(name) + 8 for name in metrics)
-    for config in content.config_records.values():
-        total += _config_bytes(config)
-    return total
-
-
-def _config_bytes(config: ConfigRecord) -> int:
-    total = 0
-    for name, value in config.items():
-        items = value if isinstance(value, list) else [value]
-        total += len(name) + sum(
-            len(item) if isinstance(item, (str, bytes)) else 8 for item in items
-        )
-    return total

@@ -7,6 +7,7 @@ somebody out, or anything else chose as well, nothing is known of the sampling a
 
 Who is available is not asked. A device that is drawn and away is invited and lost;
 leaving it out beforehand would make a sample that depends on who happened to be awake.
+A run may do so all the same (`strategies.backoff`), and then claims nothing for it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from functools import partial
 from typing import assert_never
 
 from fedcore.crypto import Entropy, transcript_hash
-from fedcore.job import Everyone, FixedSize, Poisson, SamplingConfig
+from fedcore.job import Everyone, FixedSize, NoBackOff, Poisson, SamplingConfig
 from fedcore.privacy import Drawn
+from strategies.backoff import Absences
 from strategies.matrix_run import MatrixRun
 
 _WORD = 8
@@ -84,6 +86,7 @@ class Cohorts:
         first_round: Number of the round that comes first.
         spacing: Who may take part in which round, and how often each did; if None,
             everybody may.
+        absences: Who is left out because of earlier failures; nobody if None.
     """
 
     def __init__(
@@ -97,7 +100,10 @@ class Cohorts:
         entropy: Entropy,
         first_round: int = 1,
         spacing: MatrixRun | None = None,
+        absences: Absences | None = None,
     ) -> None:
+        self._labels = dict(labels)
+        self.absences = absences or Absences(NoBackOff())
         self._nodes = {label: node_id for node_id, label in labels.items()}
         self._sampling = sampling
         self._size = size
@@ -107,6 +113,7 @@ class Cohorts:
         self._round = first_round
         self._spacing = spacing
         self._current: list[int] | None = None
+        self._paused: frozenset[str] = frozenset()
 
     @property
     def varies(self) -> bool:
@@ -120,8 +127,22 @@ class Cohorts:
             BudgetExhaustedError: Too few may take part in this round.
         """
         if self._current is None:
+            self._paused = self.absences.paused(self._nodes, self._round)
             self._current = [self._nodes[label] for label in self._choose()]
         return list(self._current)
+
+    @property
+    def paused(self) -> int:
+        """How many devices the current draw left out, as far as there were others."""
+        return len(self._paused)
+
+    def note(self, alive: Iterable[int], failed: Iterable[int]) -> None:
+        """Note which nodes gave a sign of life in the current round, and which did not."""
+        self.absences.note(
+            self._round,
+            [self._labels[node_id] for node_id in alive if node_id in self._labels],
+            [self._labels[node_id] for node_id in failed if node_id in self._labels],
+        )
 
     def finish(self) -> None:
         """End the round: the next cohort is another one."""
@@ -131,7 +152,7 @@ class Cohorts:
     def executed(self, invited: Collection[int]) -> Drawn:
         """Return how the `invited` nodes were chosen: as configured if they are the draw."""
         chosen = self._current is not None and set(invited) == set(self._current)
-        if not chosen or self._current is None or self._spacing is not None:
+        if not chosen or self._current is None or self._spacing is not None or self._paused:
             return Drawn()
         population = len(self._nodes)
         match self._sampling:
@@ -152,13 +173,16 @@ class Cohorts:
                     choose_cohort, size=self._size, seed=self._seed, round_number=self._round
                 )
                 if self._spacing is None:
-                    return choose(self._nodes)
+                    return choose(self._nodes, used=self._pause)
                 may = self._spacing.candidates(self._nodes, self._round, wanted=self._size)
                 return choose(may, used=self._spacing.participations)
             case Poisson():
                 source = self._entropy.child(f"round={self._round}")
-                return draw_poisson(self._nodes, self._rate, source)
+                return draw_poisson(set(self._nodes) - self._paused, self._rate, source)
             case Everyone():
                 return sorted(self._nodes)
             case _:
                 assert_never(self._sampling)
+
+    def _pause(self, label: str) -> int:
+        return self.absences.remaining(label, self._round)

@@ -23,9 +23,11 @@ from fedcore.pipeline.envelope import IDENTIFY
 from fedcore.secagg import Certificate
 from fedcore.secagg.identity import Credential
 from fedcore.telemetry import Traffic
-from strategies.exchange import RETRY_AT_ONCE, content_bytes, exchange
+from strategies.contributions import record_of
+from strategies.exchange import RETRY_AT_ONCE, exchange
 from strategies.refusals import add_refusals, refusal_of
-from strategies.secure_round import Invited, record_of
+from strategies.secure_round import Invited
+from strategies.wire_bytes import content_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Seats:
         traffic: What asking took.
         declined: How many said that they do not take part now, by reason.
         refusals: What the programs of those that failed said.
+        silent: Ids of the nodes that did not prove who they are.
     """
 
     clients: tuple[Invited, ...]
@@ -45,6 +48,7 @@ class Seats:
     traffic: Traffic = field(default_factory=Traffic)
     declined: Mapping[str, int] = field(default_factory=dict)
     refusals: Mapping[str, int] = field(default_factory=dict)
+    silent: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -67,18 +71,26 @@ class Registry:
     retry_after: Sequence[float] = RETRY_AT_ONCE
     certificates: dict[int, Certificate] = field(default_factory=dict)
 
-    def seat(self, bound: BoundRound, asked: Sequence[Invited], message_type: str) -> Seats:
+    def seat(
+        self,
+        bound: BoundRound,
+        asked: Sequence[Invited],
+        message_type: str,
+        *,
+        enough: int | None = None,
+    ) -> Seats:
         """Return those of `asked` that are enrolled, in the order of their keys.
 
         Args:
             bound: The round that they are to be invited to.
             asked: The cohort.
             message_type: Flower's type of the round's messages.
+            enough: Of how many to know; None for all.
         """
         now = int(self.unix_time())
         expired = [node for node, known in self.certificates.items() if known.expires_at <= now]
         self.forget(expired)
-        found = self._ask(bound, asked, message_type, now)
+        found = self._ask(bound, asked, message_type, now, enough or len(asked))
         by_key: dict[bytes, Invited] = {}
         for client in asked:
             if client.node_id in self.certificates:
@@ -92,7 +104,12 @@ class Registry:
             self.certificates.pop(node, None)
 
     def _ask(
-        self, bound: BoundRound, asked: Sequence[Invited], message_type: str, now: int
+        self,
+        bound: BoundRound,
+        asked: Sequence[Invited],
+        message_type: str,
+        now: int,
+        enough: int,
     ) -> Seats:
         """Ask whom we do not know yet; a node that does not prove who it is stays unknown.
 
@@ -104,7 +121,9 @@ class Registry:
             for client in asked
             if client.node_id not in self.certificates
         }
+        known = len(asked) - len(questions)
         sent: list[Message] = []
+        silent = set(questions)
         received, declined, refusals = 0, dict[str, int](), dict[str, int]()
         replies = exchange(
             self.grid,
@@ -113,6 +132,8 @@ class Registry:
             clock=self.clock,
             retry_after=self.retry_after,
             sent=sent.append,
+            enough=lambda: known >= enough,
+            grace=True,
         )
         for node_id, reply in replies:
             if (said := refusal_of(reply)) is not None:
@@ -124,6 +145,7 @@ class Registry:
                 fields = record_of(reply)
                 reason = reason_in(fields)
                 if reason is not None:
+                    silent.discard(node_id)
                     declined = add_reasons(declined, {reason: 1})
                     continue
                 answer = Credential.from_bytes(typed(fields, "message", bytes))
@@ -131,9 +153,16 @@ class Registry:
             except PeerProtocolError:
                 continue
             self.certificates[node_id] = answer.certificate
+            silent.discard(node_id)
+            known += 1
         asked_bytes = sum(content_bytes(message.content) for message in sent)
-        traffic = Traffic(down_total=asked_bytes, up_total=received)
-        return Seats((), (), traffic, declined, refusals)
+        return Seats(
+            clients=(),
+            traffic=Traffic(down_total=asked_bytes, up_total=received),
+            declined=declined,
+            refusals=refusals,
+            silent=frozenset(silent),
+        )
 
 
 def _question(bound: BoundRound, client: Invited, message_type: str) -> Message:

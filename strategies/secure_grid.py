@@ -20,7 +20,7 @@ from math import inf
 from typing import Any
 
 import numpy.typing as npt
-from flwr.app import Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedcore.codec import Delta
@@ -43,7 +43,7 @@ from fedcore.pipeline import (
     support_of,
 )
 from fedcore.pipeline.decline import add_reasons
-from fedcore.pipeline.envelope import IDENTIFY
+from fedcore.pipeline.envelope import IDENTIFY, Stage
 from fedcore.privacy import (
     Distributed,
     Drawn,
@@ -66,10 +66,22 @@ from strategies.matrix_run import MatrixRun
 from strategies.refusals import add_refusals
 from strategies.seats import Registry, Seats
 from strategies.secure_round import Invited, SecureRound
+from strategies.stragglers import Dropped, Stragglers
+from strategies.training_messages import common_content, is_training, nested
 
 log = getLogger(__name__)
 NO_DELTA = 1e-5
 """Shown beside an infinite epsilon, where it means nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What every client of a round is sent to train."""
+
+    content: RecordDict
+    kind: str
+    download: ModelDownload | None
+    layout: Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +95,8 @@ class _Attempt:
     aborted: str
     declined: Mapping[str, int] = field(default_factory=dict)
     refusals: Mapping[str, int] = field(default_factory=dict)
+    surplus: int = 0
+    dropped: Dropped = field(default_factory=Dropped)
 
 
 class SecureGrid(WrappedGrid):
@@ -112,6 +126,11 @@ class SecureGrid(WrappedGrid):
         note: Told a round's number and the ledger, before the round's first message and
             again before a sum can be known, then with the sum's entry: what it writes must be
             durable.
+        wanted: How many updates are enough, where a strategy invites more; None for all.
+        patience: For how many seconds a stage waits for these nodes, at most `stage_seconds`,
+            which it is for all if None.
+        on_outcome: Called after every attempt with the ids of the nodes that gave a sign of
+            life (they are in the sum, or answered too late) and of those that failed.
 
     Attributes:
         plan: As given.
@@ -141,6 +160,9 @@ class SecureGrid(WrappedGrid):
         noise: CoordinatorNoise | None = None,
         state: GridState | None = None,
         note: Callable[[int, PrivacyLedger], None] = lambda _, __: None,
+        wanted: int | None = None,
+        patience: Callable[[Stage, Iterable[int]], float] | None = None,
+        on_outcome: Callable[[Collection[int], Collection[int]], None] = lambda _, __: None,
     ) -> None:
         super().__init__(grid)
         self.plan = plan or RunPlan()
@@ -173,6 +195,10 @@ class SecureGrid(WrappedGrid):
         self._last: RealVector | None = None
         self._run_id: str | None = None
         self._note = note
+        self._wanted = wanted
+        self._patience = patience
+        self._on_outcome = on_outcome
+        self._stragglers = Stragglers()
         if state is not None:
             self._go_on(state)
 
@@ -240,7 +266,7 @@ class SecureGrid(WrappedGrid):
         strategy = calling_strategy()
         if strategy is not None:
             refuse_nonlinear(strategy)
-        content = _common_content(batch)
+        content = common_content(batch)
         name, record = next(iter(content.array_records.items()))
         arrays = to_arrays(record)
         mean = self._run_round(batch, content, name, arrays, timeout)
@@ -282,25 +308,29 @@ class SecureGrid(WrappedGrid):
         last = self._last  # a pruned model has other coordinates than the one before
         last = last if last is not None and len(last) == first.dim else None
         first = self._for_cohort(replace(first, support=support_of(first, last)), asked)
-        traffic, aborted, refusals = Traffic(), [], dict[str, int]()
+        sent = _Sent(content, batch[0].metadata.message_type, download, layout)
+        traffic, aborted, dropped, refusals = Traffic(), [], Dropped(), dict[str, int]()
         for number in range(1, plan.attempts + 1):
             # Refuses a plan that does not fit, and a sum that is too expensive, before any work;
             # amplification is not counted on: it is lost with the first client.
             bound = bind_round(replace(first, attempt=number))
             self.ledger.record(self._release(bound, len(asked)))
             self._note(self._round, self.ledger)
-            attempt = self._try(bound, asked, content, batch[0].metadata.message_type, download)
+            attempt = self._try(bound, asked, sent)
             traffic += attempt.traffic
             refusals = add_refusals(refusals, attempt.refusals)
             for said, count in attempt.refusals.items():
                 log.warning("round %d: %d devices said: %s", self._round, count, said)
+            dropped += attempt.dropped
             if attempt.mean is not None:
                 self._last = attempt.mean.delta
                 break
             aborted.append(attempt.aborted)
             log.warning("round %d, attempt %d: %s", self._round, number, attempt.aborted)
         attempt = replace(attempt, refusals=refusals)
-        self._report(attempt, asked=len(asked), aborted=tuple(aborted), traffic=traffic)
+        self._report(
+            attempt, asked=len(asked), aborted=tuple(aborted), traffic=traffic, dropped=dropped
+        )
         self._adapt(bound.plan, attempt.mean)
         return attempt.mean
 
@@ -314,19 +344,18 @@ class SecureGrid(WrappedGrid):
         self,
         bound: BoundRound,
         asked: tuple[Invited, ...],
-        content: RecordDict,
-        kind: str,
-        download: ModelDownload | None,
+        sent: _Sent,
     ) -> _Attempt:
         """Find out who everybody is, where that matters, and run one round."""
         seats = Seats(asked)
         if self._registry is not None:
-            seats = self._registry.seat(bound, asked, kind)
+            seats = self._registry.seat(bound, asked, sent.kind, enough=self._wanted)
         missing = len(asked) - len(seats.clients)
         lost = {IDENTIFY: missing} if missing else {}
         try:
             bound = _bound_to(seats, bound, self._for_cohort)
         except RoundAbortedError as error:
+            self._on_outcome((), seats.silent)
             return _Attempt(
                 bound, None, seats.traffic, lost, str(error), seats.declined, seats.refusals
             )
@@ -345,23 +374,29 @@ class SecureGrid(WrappedGrid):
             self._clock,
             bound,
             seats.clients,
-            self._uploading(content),
-            kind,
+            self._uploading(sent.content),
+            sent.kind,
             self._weight_key,
             seats.identity_keys,
             self._helper,
             unix_time=self._unix_time,
             retry_after=self._retry_after,
             noise=self._noise,
-            download=download,
+            download=sent.download,
             counted=self._counted,
             revealing=revealing,
+            wanted=self._wanted,
+            stragglers=self._stragglers,
+            patience=self._patience,
+            layout=sent.layout,
         )
         mean, aborted = None, ""
         try:
             mean = current.run()
         except RoundAbortedError as error:
             aborted = str(error)
+        dropped = self._stragglers.finish(self._grid)
+        self._tell_outcome(seats, current, dropped)
         if mean is not None:
             counted = (seats.clients[index].node_id for index in current.survivors)
             self._counted.add(counted, bound.plan.round_number)
@@ -375,10 +410,24 @@ class SecureGrid(WrappedGrid):
                 for index, client in enumerate(seats.clients)
                 if index not in current.joined
             )
-        traffic = seats.traffic + current.traffic
-        declined = add_reasons(seats.declined, current.declined)
-        refusals = add_refusals(seats.refusals, current.refusals)
-        return _Attempt(bound, mean, traffic, lost | current.lost, aborted, declined, refusals)
+        return _Attempt(
+            bound,
+            mean,
+            seats.traffic + current.traffic + dropped.traffic,
+            lost | current.lost,
+            aborted,
+            add_reasons(seats.declined, current.declined),
+            add_refusals(seats.refusals, current.refusals),
+            current.surplus,
+            dropped,
+        )
+
+    def _tell_outcome(self, seats: Seats, current: SecureRound, dropped: Dropped) -> None:
+        """Say who was there and who was not."""
+        nodes = [client.node_id for client in seats.clients]
+        alive = {nodes[index] for index in current.survivors} | dropped.nodes
+        silent = {nodes[index] for index in current.silent} | seats.silent
+        self._on_outcome(alive, silent - alive)
 
     def _for_cohort(self, plan: RoundPlan, clients: Sequence[Invited]) -> RoundPlan:
         """Return the plan for these clients, by index."""
@@ -419,7 +468,13 @@ class SecureGrid(WrappedGrid):
         return tuple(sorted(invited.values(), key=lambda client: (len(client.label), client.label)))
 
     def _report(
-        self, attempt: _Attempt, *, asked: int, aborted: tuple[str, ...], traffic: Traffic
+        self,
+        attempt: _Attempt,
+        *,
+        asked: int,
+        aborted: tuple[str, ...],
+        traffic: Traffic,
+        dropped: Dropped,
     ) -> None:
         if self._on_round is None:
             return
@@ -442,6 +497,9 @@ class SecureGrid(WrappedGrid):
                 epsilon=self.ledger.epsilon if self.plan.private else inf,
                 clip_norm=bound.plan.norm,
                 unclipped=None if mean is None else mean.unclipped,
+                surplus=attempt.surplus,
+                late=dropped.late,
+                duplicates=dropped.duplicates,
             )
         )
 
@@ -458,7 +516,7 @@ class SecureGrid(WrappedGrid):
         content = RecordDict(
             {
                 name: to_record(trained),
-                "metrics": MetricRecord({**_nested(mean.metrics), self._weight_key: mean.weight}),
+                "metrics": MetricRecord({**nested(mean.metrics), self._weight_key: mean.weight}),
             }
         )
         return Message(content, reply_to=request)
@@ -499,46 +557,3 @@ def empty_ledger(plan: RunPlan) -> PrivacyLedger:
     if isinstance(plan.privacy, NoPrivacy):
         return PrivacyLedger(delta=NO_DELTA)
     return PrivacyLedger(delta=plan.privacy.delta, epsilon_budget=plan.privacy.epsilon_budget)
-
-
-def is_training(message: Message) -> bool:
-    """Tell whether a message asks for training."""
-    return message.metadata.message_type.split(".")[0] == MessageType.TRAIN
-
-
-def _common_content(batch: list[Message]) -> RecordDict:
-    """Return what all clients are sent.
-
-    Raises:
-        ConfigurationError: They are sent different things, or no single set of arrays.
-    """
-    first, kind = batch[0].content, batch[0].metadata.message_type
-    if any(
-        message.metadata.message_type != kind
-        or (message.content is not first and message.content != first)
-        for message in batch[1:]
-    ):
-        msg = (
-            "a secure round sends the same model and configuration to every client, found "
-            "messages that differ: what depends on the client would show in the sum"
-        )
-        raise ConfigurationError(msg)
-    if len(first.array_records) != 1:
-        found = len(first.array_records)
-        msg = f"a training message must hold exactly one ArrayRecord, found {found}"
-        raise ConfigurationError(msg)
-    return first
-
-
-def _nested(metrics: Mapping[str, float]) -> dict[str, float | list[float]]:
-    """Return metrics with ``name[0], name[1], ...`` gathered into lists again."""
-    result: dict[str, float | list[float]] = {}
-    for key, value in metrics.items():
-        name, bracket, _ = key.partition("[")
-        if not bracket:
-            result[name] = value
-            continue
-        gathered = result.setdefault(name, [])
-        if isinstance(gathered, list):
-            gathered.append(value)
-    return result

@@ -5,6 +5,9 @@ the wire. A reply that is an error, malformed, late or not allowed counts as sil
 its device is out of the round, and the round goes on while enough are left. A device that
 declines is lost like a silent one, but not waited for, and its reason is counted. A request
 or reply that got lost on the way is no silence yet: the device is asked the same again.
+
+Where more clients are invited than are wanted, a stage ends when enough have answered
+(`strategies.goals`); the others are out of the round, and not lost.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -28,18 +32,14 @@ from fedcore.errors import (
 from fedcore.pipeline import (
     BOX,
     RECORD,
-    VECTOR,
-    VECTOR_TYPE,
     BoundRound,
     ClearSum,
     CoordinatorNoise,
     Envelope,
     MeanUpdate,
-    agreed_names,
     decode_sum,
     typed,
 )
-from fedcore.pipeline.bound import FIXED_SLOTS
 from fedcore.pipeline.decline import add_reasons, reason_in
 from fedcore.pipeline.download import LACKING
 from fedcore.pipeline.envelope import Stage
@@ -63,12 +63,16 @@ from fedcore.secagg.server import (
     AwaitingShares,
 )
 from fedcore.telemetry import Traffic
-from fedcore.vectors import RingVector
+from fedcore.vectors import Layout, RingVector
+from strategies.contributions import Contributions, record_of
 from strategies.counted import Counted
 from strategies.downlink import ModelDownload
-from strategies.exchange import RETRY_AT_ONCE, array_bytes, content_bytes, exchange
+from strategies.exchange import RETRY_AT_ONCE, exchange
+from strategies.goals import AFTER_THE_VECTORS, WITH_GRACE, in_turn, stage_goals, stages_of
 from strategies.helper_client import Helper
 from strategies.refusals import add_refusals, refusal_of
+from strategies.stragglers import Stragglers
+from strategies.wire_bytes import array_bytes, content_bytes
 
 R = TypeVar("R", Advertisement, EncryptedShares, MaskedInput, Endorsement, Reveal)
 S = TypeVar("S")
@@ -107,8 +111,14 @@ class SecureRound:
         unix_time: For the expiry of certificates.
         retry_after: Seconds before a client is asked again, see `strategies.exchange`.
         revealing: Told how many clients a sum is over, just before it can be known.
+        wanted: How many updates are enough; None for all.
+        patience: For how many seconds a stage waits for which nodes; None for the plan's.
+        layout: Of the model; needed if not every device trains all of it.
+        stragglers: Takes what nobody waits for any more.
         traffic: Bytes so far.
         lost: How many clients each stage lost.
+        surplus: How many clients were not waited for, because enough had answered.
+        silent: Indices of the clients that gave no usable answer when they were asked.
         declined: How many of those said why, by reason.
         refusals: How many of those failed or refused, by what their programs said.
         joined: Indices of the clients that advertised keys.
@@ -131,13 +141,34 @@ class SecureRound:
     download: ModelDownload | None = None
     counted: Counted = field(default_factory=Counted)
     revealing: Callable[[int], None] = lambda _: None
+    wanted: int | None = None
+    patience: Callable[[Stage, Iterable[int]], float] | None = None
+    layout: Layout | None = None
+    stragglers: Stragglers = field(default_factory=Stragglers)
     traffic: Traffic = field(default_factory=Traffic)
     lost: dict[str, int] = field(default_factory=dict)
+    surplus: int = 0
+    silent: set[int] = field(default_factory=set)
     declined: dict[str, int] = field(default_factory=dict)
     refusals: dict[str, int] = field(default_factory=dict)
     joined: frozenset[int] = frozenset()
     survivors: frozenset[int] = frozenset()
-    _metric_names: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    _said: Contributions = field(init=False)
+    _usable: int = 0
+    _unheard: set[int] = field(default_factory=set)
+    _cut_off: int = 0
+    _goals: Mapping[Stage, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find out how many answers are enough."""
+        self._said = Contributions(self.bound, self.layout)
+        invited = len(self.clients)
+        self._goals = stage_goals(
+            stages_of(self.bound),
+            invited=invited,
+            wanted=invited if self.wanted is None else self.wanted,
+            minimum=self.bound.minimum_survivors,
+        )
 
     def run(self) -> MeanUpdate:
         """Return the mean over the survivors.
@@ -154,9 +185,10 @@ class SecureRound:
         else:
             total, survivors = self._add_in_the_clear()
         self.survivors = survivors
-        names = self._names_of(survivors)
+        names, stale = self._said.names_of(survivors), self._stale(survivors)
+        factor = self._said.factor_of(survivors)
         return decode_sum(
-            self.bound, total, len(survivors), names, self.noise, stale=self._stale(survivors)
+            self.bound, total, len(survivors), names, self.noise, stale=stale, factor=factor
         )
 
     def _add_under_masks(self, plan: Plan) -> tuple[RingVector, frozenset[int]]:
@@ -175,7 +207,7 @@ class SecureRound:
         adding, deliveries = sharing.close()
         adding = self._stage("upload", deliveries, MaskedInput, adding, AwaitingInputs.on_input)
         unmasking, requests = self._endorse(adding) if plan.authenticated else adding.close()
-        agreed_names(self._names_of(unmasking.survivors))
+        self._said.check(unmasking.survivors)
         self.revealing(len(unmasking.survivors))
         unmasking = self._stage("reveal", requests, Reveal, unmasking, AwaitingReveals.on_reveal)
         outcome = unmasking.close(ParallelMasks(), ParallelAgreement())
@@ -202,7 +234,7 @@ class SecureRound:
         for client, reply in self._exchange("upload", requests):
             try:
                 adding.check(client)
-                vector = unpack(self._vector(client, reply), plan.dim, plan.ring)
+                vector = unpack(self._said.read(client, reply), plan.dim, plan.ring)
                 box = SeedBox.from_bytes(typed(record_of(reply), BOX, bytes))
                 if box.client != client:
                     continue
@@ -210,9 +242,10 @@ class SecureRound:
                 adding = adding.on_input(client, vector)
             except PeerProtocolError:
                 continue
+            self._use(client)
         self._count_lost("upload", len(requests) - len(adding.survivors))
         unmasking, request = adding.close()
-        agreed_names(self._names_of(request.survivors))
+        self._said.check(request.survivors)
         self.revealing(len(request.survivors))
         try:
             outcome = unmasking.on_mask_sum(self.helper.close(plan, request))
@@ -229,10 +262,11 @@ class SecureRound:
         requests = dict.fromkeys(range(len(self.clients)), b"")
         for client, reply in self._exchange("upload", requests):
             try:
-                total = total + unpack(self._vector(client, reply), self.bound.dim, ring)
+                total = total + unpack(self._said.read(client, reply), self.bound.dim, ring)
             except PeerProtocolError:
                 continue
             survivors.add(client)
+            self._use(client)
         self._check_survivors(survivors)
         return ring.reduce(total), frozenset(survivors)
 
@@ -241,22 +275,24 @@ class SecureRound:
         adding, survivors = ClearSum.of(self.bound), set[int]()
         for client, reply in self._exchange("upload", dict.fromkeys(range(len(self.clients)), b"")):
             try:
-                data = self._vector(client, reply)
+                data = self._said.read(client, reply)
                 adding = adding.add(data)
             except PeerProtocolError:
                 continue
             payload = len(data) - packed_size(self.bound.dim, self.bound.ring.bits)
             self.traffic += Traffic(up_payload=payload)
             survivors.add(client)
+            self._use(client)
         self._check_survivors(survivors)
         self.survivors = frozenset(survivors)
         return decode_sum(
             self.bound,
             self.bound.ring.reduce(adding.tally),
             len(survivors),
-            self._names_of(survivors),
+            self._said.names_of(survivors),
             updates=adding.reals,
             stale=self._stale(survivors),
+            factor=self._said.factor_of(survivors),
         )
 
     def _stale(self, survivors: Iterable[int]) -> float | None:
@@ -270,10 +306,8 @@ class SecureRound:
         needed = self.bound.minimum_survivors
         if len(survivors) < needed:
             raise RoundAbortedError(stage="uploading", needed=needed, found=len(survivors))
+        self._said.check_trainers(survivors)
         self.revealing(len(survivors))
-
-    def _names_of(self, clients: Iterable[int]) -> list[tuple[str, ...]]:
-        return [self._metric_names[client] for client in sorted(clients)]
 
     def _stage(
         self,
@@ -293,7 +327,7 @@ class SecureRound:
         for client, reply in self._exchange(stage, encoded):
             try:
                 data = (
-                    self._vector(client, reply)
+                    self._said.read(client, reply)
                     if kind is MaskedInput
                     else typed(record_of(reply), "message", bytes)
                 )
@@ -301,6 +335,7 @@ class SecureRound:
             except PeerProtocolError:
                 continue
             answered += 1
+            self._use(client)
         self._count_lost(stage, len(requests) - answered)
         return state
 
@@ -308,16 +343,41 @@ class SecureRound:
         self, stage: Stage, requests: Mapping[int, bytes]
     ) -> Iterator[tuple[int, Message]]:
         """Yield the replies of one stage that are not errors, and count all bytes."""
-        deadline = self.clock.now() + self.bound.plan.run.stage_seconds
+        deadline = self.clock.now() + self._seconds(stage, requests)
+        self._usable = 0
+        self._unheard = set(requests)
+        self.silent |= requests.keys()
         lacking: dict[int, bytes] = {}
         for client, reply in self._ask(stage, requests, deadline):
             if self.download is None or not _lacks_the_model(reply):
                 yield client, reply
             else:
                 lacking[client] = requests[client]
-        for client, reply in self._ask(stage, lacking, deadline, whole=True):
-            if not _lacks_the_model(reply):
-                yield client, reply
+        self._unheard |= lacking.keys()
+        if not self._enough(stage):
+            for client, reply in self._ask(stage, lacking, deadline, whole=True):
+                if not _lacks_the_model(reply):
+                    yield client, reply
+        self._cut_off = len(self._unheard) if self._enough(stage) else 0
+        if stage not in AFTER_THE_VECTORS:  # there they are in the sum already
+            self.surplus += self._cut_off
+
+    def _seconds(self, stage: Stage, clients: Iterable[int]) -> float:
+        """Return how long a stage waits for its clients: never longer than the plan says."""
+        most = self.bound.plan.run.stage_seconds
+        if self.patience is None:
+            return most
+        return min(most, self.patience(stage, [self.clients[index].node_id for index in clients]))
+
+    def _enough(self, stage: Stage) -> bool:
+        """Tell whether a stage may end although some have not answered."""
+        goal = self._goals.get(stage)
+        return goal is not None and self._usable >= goal
+
+    def _use(self, client: int) -> None:
+        """Note that a client gave a usable answer to this stage."""
+        self._usable += 1
+        self.silent.discard(client)
 
     def _ask(
         self,
@@ -329,8 +389,8 @@ class SecureRound:
     ) -> Iterator[tuple[int, Message]]:
         """Yield the replies that are no errors and do not decline; `whole` sends all the model."""
         messages = {
-            client: self._message(stage, client, data, whole=whole)
-            for client, data in requests.items()
+            client: self._message(stage, client, requests[client], whole=whole)
+            for client in self._order(requests)
         }
         replies = exchange(
             self.grid,
@@ -339,11 +399,15 @@ class SecureRound:
             clock=self.clock,
             retry_after=self.retry_after,
             sent=self._count_sent,
+            enough=partial(self._enough, stage),
+            grace=stage in WITH_GRACE,
+            stragglers=self.stragglers,
         )
         for client, reply in replies:
+            self._unheard.discard(client)
             if (said := refusal_of(reply)) is not None:
                 self.refusals = add_refusals(self.refusals, {said: 1})
-            if reply.has_content() and not self._declines(reply):
+            if reply.has_content() and not self._declines(client, reply):
                 self._count_received(stage, reply)
                 if stage == "upload" and self.download is not None:
                     self.download.answered(
@@ -351,11 +415,20 @@ class SecureRound:
                     )
                 yield client, reply
 
-    def _declines(self, reply: Message) -> bool:
+    def _order(self, requests: Mapping[int, bytes]) -> list[int]:
+        """Return in which order clients are asked; it matters where the first are enough."""
+        if not self._goals:
+            return list(requests)
+        plan = self.bound.plan
+        labels = {client: self.clients[client].label for client in requests}
+        return in_turn(requests, labels, f"{plan.run.seed}/{plan.round_number}")
+
+    def _declines(self, client: int, reply: Message) -> bool:
         """Tell whether a device does not want to take part; count why."""
         reason = reason_in(reply.content.config_records.get(RECORD, ConfigRecord()))
         if reason is None:
             return False
+        self.silent.discard(client)
         self.declined = add_reasons(self.declined, {reason: 1})
         self.traffic += Traffic(up_total=content_bytes(reply.content))
         return True
@@ -388,25 +461,6 @@ class SecureRound:
             ttl=self.bound.plan.run.stage_seconds,
         )
 
-    def _vector(self, client: int, reply: Message) -> bytes:
-        """Return the bytes of an upload, and note what its metrics are called."""
-        fields = record_of(reply)
-        names = fields.get("metrics", [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            msg = f"client {client} must name its metrics in a list of strings"
-            raise PeerProtocolError(msg)
-        slots = max(0, self.bound.tally.slots - FIXED_SLOTS)
-        if len(names) > slots:
-            msg = f"client {client} must name at most {slots} metrics, found {len(names)}"
-            raise PeerProtocolError(msg)
-        arrays = reply.content.array_records.get(f"{RECORD}.{VECTOR}")
-        array = None if arrays is None else arrays.get(VECTOR)
-        if array is None or array.stype != VECTOR_TYPE:
-            msg = f"client {client} must send its vector as an array of type {VECTOR_TYPE!r}"
-            raise PeerProtocolError(msg)
-        self._metric_names[client] = tuple(str(name) for name in names)
-        return array.data
-
     def _count_sent(self, message: Message) -> None:
         self.traffic += Traffic(
             down_payload=array_bytes(message.content),
@@ -423,24 +477,12 @@ class SecureRound:
             uploads=int(uploaded),
         )
 
-    def _count_lost(self, stage: Stage, count: int) -> None:
-        if count:
-            self.lost[stage] = count
+    def _count_lost(self, stage: Stage, missing: int) -> None:
+        """Count who did not answer and was waited for."""
+        if missing > self._cut_off:
+            self.lost[stage] = missing - self._cut_off
 
 
 def _lacks_the_model(reply: Message) -> bool:
     """Tell whether the device could not make the model from what it was sent."""
     return bool(reply.content.config_records.get(RECORD, ConfigRecord()).get(LACKING))
-
-
-def record_of(reply: Message) -> ConfigRecord:
-    """Return what a device answered.
-
-    Raises:
-        PeerProtocolError: It answered something else.
-    """
-    record = reply.content.config_records.get(RECORD)
-    if record is None:
-        msg = f"a reply must hold the record {RECORD!r}: is secagg_mod in the ClientApp's mods?"
-        raise PeerProtocolError(msg)
-    return record

@@ -50,6 +50,7 @@ from fedcore.privacy import MatrixGaussian, PrivacyLedger
 from fedcore.telemetry import RoundReport
 from fedcore.training import Evaluation, ExampleLevelPrivacy, evaluate, get_arrays, set_arrays
 from fedcore.vectors import Layout
+from strategies.backoff import Absences
 from strategies.buffered_grid import BufferedGrid, check_ins_of
 from strategies.checkpoint import Checkpoint
 from strategies.checkpoints import (
@@ -59,12 +60,14 @@ from strategies.checkpoints import (
     after_lost_rounds,
     job_digest,
 )
-from strategies.cohort import CohortGrid, discover
+from strategies.cohort import CohortGrid
 from strategies.delegating import Delegating
 from strategies.exchange import RETRY_AT_ONCE, RETRY_WITH_PATIENCE
 from strategies.factory import build_strategy
+from strategies.fleet import find_fleet
 from strategies.helper_client import Helper, HelperAddress, HelperClient, InProcessHelper
 from strategies.matrix_run import MatrixRun
+from strategies.patience import patience_of
 from strategies.plain_grid import PlainGrid
 from strategies.progress import Arrays, Observer, Past, Progress, Resumed, StalledError
 from strategies.pruning import PrunedStrategy
@@ -176,13 +179,9 @@ class _Run:
         self._strategy = self._fresh_strategy()
         self._kept_ledger = PrivacyLedger(delta=NO_DELTA)
         found = None if checkpoints is None else self._found(checkpoints)
-        self._labels = discover(
-            grid,
-            nodes=_at_first(job),
-            seconds=job.stage_seconds,
-            clock=self._clock,
-            known=None if found is None or self._nodes is not None else found.labels,
-        )
+        known = None if found is None or self._nodes is not None else found.labels
+        fleet = find_fleet(grid, job, self._clock, known)
+        self._labels, self._profiles = dict(fleet.labels), fleet.profiles
         self._rounds, self._secure = self._wrap(grid, found)
         self._initial = self._evaluate() if observer is not None else None
         if found is not None:
@@ -218,7 +217,7 @@ class _Run:
 
     def _fresh_strategy(self) -> Strategy:
         job = self._job
-        cohort = 0 if isinstance(job.sampling, Poisson) else job.clients_per_round
+        cohort = 0 if isinstance(job.sampling, Poisson) else job.invited
         fresh = partial(build_strategy, job.strategy, cohort=cohort)
         if isinstance(job.pruning, Structured):
             return PrunedStrategy(fresh, self._shrunk, job.pruning.after_round)
@@ -270,16 +269,18 @@ class _Run:
             grid = DroppingGrid(grid, job.faults, describe_by(self._labels))
         if isinstance(job.pace, HeavyTailed):
             grid = PacedGrid(grid, job.pace, describe_by(self._labels), self._clock)
-        cohorts = Cohorts(
+        cohorts = self._cohorts = Cohorts(
             self._labels,
             job.sampling,
-            size=job.clients_per_round,
-            devices=job.clients,
+            size=job.invited,
+            devices=len(self._labels) if self._profiles else job.clients,
             seed=job.seed,
             entropy=self._entropy,
             first_round=over + 1,
             spacing=noise if isinstance(noise, MatrixRun) else None,
+            absences=Absences(job.backoff, None if found is None else found.absences),
         )
+        wanted = job.clients_per_round if job.invited > job.clients_per_round else None
         if plan is None:
             nothing = PrivacyLedger(delta=NO_DELTA)
             plain = PlainGrid(
@@ -288,6 +289,9 @@ class _Run:
                 self._keep,
                 on_begin=lambda number: self._note(number, nothing),
                 after_round=over,
+                wanted=wanted,
+                seed=job.seed,
+                on_outcome=cohorts.note,
             )
             return CohortGrid(plain, cohorts, on_skip=plain.skip_round), None
         helper = None
@@ -320,6 +324,9 @@ class _Run:
             ledger=None if found is None else found.ledger,
             state=None if found is None else found.grid,
             note=self._note,
+            wanted=wanted,
+            patience=patience_of(job, plan, self._preflight.layouts[0], self._profiles),
+            on_outcome=cohorts.note,
         )
         if isinstance(job.schedule, Buffered):
             return secure, secure
@@ -374,11 +381,12 @@ class _Run:
                 nodes={} if self._nodes is None else self._nodes.node_states(),
                 labels=self._labels,
                 check_ins=secure.kept if isinstance(secure, BufferedGrid) else None,
+                absences=self._cohorts.absences.known,
             )
         )
 
     def _keep(self, report: RoundReport) -> None:
-        self._report = report
+        self._report = replace(report, paused=self._cohorts.paused)
 
     def _after_round(self, round_number: int, record: ArrayRecord) -> MetricRecord | None:
         """Test the new model and tell the observer; Flower calls it after each round."""
@@ -468,11 +476,6 @@ class _Run:
     def _evaluate(self) -> Evaluation:
         dataset = self._preflight.dataset
         return evaluate(self._model, dataset.x_test, dataset.y_test)
-
-
-def _at_first(job: Job) -> int:
-    """Return how many nodes must be connected when the run begins."""
-    return job.clients_per_round if isinstance(job.schedule, Buffered) else job.clients
 
 
 def clock_of(job: Job, grid: Grid) -> Clock:

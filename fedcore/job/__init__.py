@@ -1,6 +1,8 @@
 """A whole run as one value, and what can be known about it before it starts."""
 
+from fedcore.job.backoff import BackOff, ExponentialBackOff, NoBackOff
 from fedcore.job.costs import Assessment, Cost, assess
+from fedcore.job.devices import DeviceClass, Devices, Equal, Mixed, Profile
 from fedcore.job.levels import BothLevels, of_devices, of_examples
 from fedcore.job.optimisation import (
     Int8Aware,
@@ -31,10 +33,15 @@ from fedcore.job.teacher import open_teacher
 
 __all__ = [
     "Assessment",
+    "BackOff",
     "BothLevels",
     "Buffered",
     "Cost",
+    "DeviceClass",
+    "Devices",
+    "Equal",
     "Everyone",
+    "ExponentialBackOff",
     "FedAvg",
     "FedAvgM",
     "FedOpt",
@@ -43,6 +50,8 @@ __all__ = [
     "Int8Aware",
     "Job",
     "LocalHelper",
+    "Mixed",
+    "NoBackOff",
     "NoClip",
     "NoDistillation",
     "NoFaults",
@@ -50,6 +59,7 @@ __all__ = [
     "NoQuantize",
     "Poisson",
     "Preflight",
+    "Profile",
     "ReleaseTeacher",
     "RemoteHelper",
     "Robust",

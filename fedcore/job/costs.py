@@ -101,13 +101,13 @@ def assess(
     resolved = _resolve(job, parameters, fewest_examples, layers)
     plan = resolved.plan
     if plan is not None and isinstance(plan.secagg, Bonawitz):
-        plan.secagg.check_margin(resolved.clients_per_round)
+        plan.secagg.check_margin(resolved.invited)
     if plan is not None and isinstance(plan.privacy, MatrixGaussian):
         _check_fleet(resolved, plan.privacy)
     bound = (
         None
         if plan is None
-        else bind_first(plan, clients=resolved.clients_per_round, dim=parameters, layers=layers)
+        else bind_first(plan, clients=resolved.invited, dim=parameters, layers=layers)
     )
     release = example_release(resolved, fewest_examples)
     device = _device_cost(job, resolved, bound)
@@ -131,11 +131,11 @@ def _check_fleet(job: Job, privacy: MatrixGaussian) -> None:
     Raises:
         ConfigurationError: Some round would find too few devices that may take part.
     """
-    crowded = job.clients_per_round * min(job.rounds, privacy.min_separation)
-    needed = max(crowded, -(-job.clients_per_round * job.rounds // privacy.participations))
+    crowded = job.invited * min(job.rounds, privacy.min_separation)
+    needed = max(crowded, -(-job.invited * job.rounds // privacy.participations))
     if job.clients < needed:
         msg = (
-            f"{job.rounds} rounds of {job.clients_per_round} devices, each at most "
+            f"{job.rounds} rounds of {job.invited} devices, each at most "
             f"{privacy.participations} times and at least {privacy.min_separation} rounds apart, "
             f"need clients={needed} at least, got {job.clients}: lower clients_per_round, rounds "
             "or privacy.min_separation, or raise privacy.participations"
@@ -178,7 +178,7 @@ def _resolve(job: Job, parameters: int, examples: int, layers: tuple[Layer, ...]
         sums = resolve(
             plan,
             rounds=job.rounds,
-            clients=job.clients_per_round,
+            clients=job.invited,
             dim=parameters,
             layers=layers,
         ).privacy

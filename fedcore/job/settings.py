@@ -20,6 +20,9 @@ from fedcore.codec import Clip, Dense, Full, Hadamard
 from fedcore.data import DataConfig, Digits, Dirichlet, PartitionConfig
 from fedcore.engine import AtOnce, DropScript, HeavyTailed
 from fedcore.errors import ConfigurationError
+from fedcore.job import sampling as cohorts
+from fedcore.job.backoff import BackOff, NoBackOff
+from fedcore.job.devices import Devices, Equal, check_devices, shares_of
 from fedcore.job.levels import PrivacyConfig, of_devices, of_examples
 from fedcore.job.optimisation import (
     Distillation,
@@ -28,7 +31,7 @@ from fedcore.job.optimisation import (
     Qat,
     check_optimisation,
 )
-from fedcore.job.sampling import Everyone, FixedSize, Poisson, SamplingConfig
+from fedcore.job.sampling import FixedSize, SamplingConfig, check_sampling
 from fedcore.job.schedule import Rounds, ScheduleConfig, check_schedule
 from fedcore.models import Mlp, ModelConfig, NoPruning, Pruning
 from fedcore.pipeline import (
@@ -51,7 +54,7 @@ from fedcore.pipeline.plan import (
     Weighting,
     canonical_json,
 )
-from fedcore.privacy import MatrixGaussian, NoPrivacy
+from fedcore.privacy import NoPrivacy
 from fedcore.training import LocalTraining
 
 
@@ -201,7 +204,7 @@ _CHOICES: Final = frozenset(
     (
         *("data", "partition", "model", "strategy", "clip", "sparsify", "rotate", "quantize"),
         *("privacy", "secagg", "weighting", "sampling", "faults", "helper", "engine", "downlink"),
-        *("pruning", "distillation", "qat", "schedule", "pace"),
+        *("pruning", "distillation", "qat", "schedule", "pace", "backoff", "devices"),
     )
 )
 """Keys whose value is one of several kinds."""
@@ -217,7 +220,8 @@ class Job:
             randomness in a simulation.
         rounds: How many.
         clients: How many devices there are.
-        clients_per_round: How many are invited to a round; with Poisson sampling, on average.
+        clients_per_round: How many updates a round wants, and how many devices it invites:
+            with over-selection more, with Poisson sampling on average.
         classes: How many classes the data must have; None for as many as it has.
         evaluate_every: Test the global model after every so many rounds.
         data: Training examples of the devices, and the coordinator's test examples.
@@ -236,6 +240,8 @@ class Job:
         secagg: Who sees a single update.
         weighting: What the mean is weighted by.
         sampling: How the devices of a round are chosen.
+        devices: Whether devices are of different classes, and what each of them trains.
+        backoff: Whether devices that fail again and again are left out of the draw.
         downlink: How devices get the global model.
         error_feedback: Devices keep what was not sent for their next update.
         dropout: Fraction of a cohort that may disappear before a round is aborted.
@@ -271,6 +277,8 @@ class Job:
     secagg: Annotated[SecAgg, _BY_KIND] = Bonawitz()
     weighting: Annotated[Weighting, _BY_KIND] = ByExamples()
     sampling: Annotated[SamplingConfig, _BY_KIND] = FixedSize()
+    devices: Annotated[Devices, _BY_KIND] = Equal()
+    backoff: Annotated[BackOff, _BY_KIND] = NoBackOff()
     downlink: Annotated[Downlink, _BY_KIND] = Full()
     error_feedback: bool = False
     dropout: float = 0.1
@@ -302,9 +310,15 @@ class Job:
             )
             raise ConfigurationError(msg)
         self._check_combination()
-        self._check_sampling()
+        check_sampling(self)
+        check_devices(self)
         check_optimisation(self)
         check_schedule(self)
+
+    @property
+    def invited(self) -> int:
+        """How many devices a round invites; with Poisson sampling, on average."""
+        return cohorts.invited(self.sampling, self.clients_per_round)
 
     @property
     def plan(self) -> RunPlan | None:
@@ -324,6 +338,7 @@ class Job:
             secagg=self.secagg,
             weighting=self.weighting,
             downlink=self.downlink,
+            shares=shares_of(self.devices),
             error_feedback=self.error_feedback,
             dropout=self.dropout,
             metric_slots=self.metric_slots,
@@ -368,29 +383,6 @@ class Job:
             msg = (
                 f"privacy={self.privacy.kind} hides single examples, so their number must not "
                 "weigh the mean: choose weighting=uniform"
-            )
-            raise ConfigurationError(msg)
-
-    def _check_sampling(self) -> None:
-        spaced = isinstance(of_devices(self.privacy), MatrixGaussian)
-        if spaced and not isinstance(self.sampling, FixedSize):
-            msg = (
-                "privacy=matrix_gaussian needs cohorts that keep their distance: choose "
-                f"sampling=fixed, got sampling={self.sampling.kind}"
-            )
-            raise ConfigurationError(msg)
-        if isinstance(self.sampling, Everyone) and self.clients_per_round != self.clients:
-            msg = (
-                f"sampling=everyone invites all clients={self.clients}: set clients_per_round to "
-                f"as many, got {self.clients_per_round}"
-            )
-            raise ConfigurationError(msg)
-        amplification = getattr(of_devices(self.privacy), "amplification", False)
-        if amplification and not isinstance(self.sampling, Poisson):
-            msg = (
-                "privacy.amplification counts a secret choice of devices, and "
-                f"sampling={self.sampling.kind} is public: choose sampling=poisson, or "
-                "privacy.amplification=false"
             )
             raise ConfigurationError(msg)
 

@@ -7,7 +7,7 @@ from fedcore.pipeline.clear import ClearSum
 from fedcore.pipeline.clipping import AdaptiveClip, Layer, PerLayerClip, first_norm
 from fedcore.pipeline.collect import MeanUpdate, agreed_names, decode_sum
 from fedcore.pipeline.correlated import NoiseTape
-from fedcore.pipeline.envelope import BOX, RECORD, VECTOR, VECTOR_TYPE, Envelope, typed
+from fedcore.pipeline.envelope import BOX, PART, RECORD, VECTOR, VECTOR_TYPE, Envelope, typed
 from fedcore.pipeline.model import model_digest
 from fedcore.pipeline.plan import (
     Bonawitz,
@@ -20,11 +20,13 @@ from fedcore.pipeline.plan import (
     Uniform,
 )
 from fedcore.pipeline.selection import layers_of, support_of
+from fedcore.pipeline.shares import ByClass, Shares, Trainers, Whole, sent_by, trainers_of
 from fedcore.pipeline.target import bind_first, projected_epsilon, resolve, with_noise
 from fedcore.pipeline.upload import LocalUpdate, Upload, left_out, make_upload
 
 __all__ = [
     "BOX",
+    "PART",
     "RECORD",
     "VECTOR",
     "VECTOR_TYPE",
@@ -32,6 +34,7 @@ __all__ = [
     "Bonawitz",
     "BoundRound",
     "Buffer",
+    "ByClass",
     "ByExamples",
     "ClearSum",
     "CoordinatorNoise",
@@ -47,8 +50,11 @@ __all__ = [
     "RoundPlan",
     "RunPlan",
     "SeedHelper",
+    "Shares",
+    "Trainers",
     "Uniform",
     "Upload",
+    "Whole",
     "agreed_names",
     "bind_first",
     "bind_round",
@@ -60,8 +66,10 @@ __all__ = [
     "model_digest",
     "projected_epsilon",
     "resolve",
+    "sent_by",
     "staleness_weight",
     "support_of",
+    "trainers_of",
     "typed",
     "with_noise",
 ]

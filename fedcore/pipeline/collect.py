@@ -47,6 +47,7 @@ def decode_sum(
     *,
     updates: RealVector | None = None,
     stale: float | None = None,
+    factor: RealVector | None = None,
 ) -> MeanUpdate:
     """Return the mean that a sum over `survivors` clients stands for.
 
@@ -59,6 +60,8 @@ def decode_sum(
         noise: Of the coordinator; needed if the plan says that it adds the noise.
         updates: Sum of the updates, shape [dim], if they were not added in the ring.
         stale: Sum of the survivors' weights by staleness, in a buffer; None in a round.
+        factor: By which each coordinate's sum becomes its mean, shape [dim], if not all devices
+            trained all of them; see `fedcore.pipeline.shares`.
 
     Raises:
         RoundAbortedError: Clients reported different metrics, or nobody had examples.
@@ -80,7 +83,10 @@ def decode_sum(
         updates = bound.kept.decode(sent)
         if isinstance(bound.clip, TellingClip):
             unclipped = bound.clip.fraction(sent, survivors)
-    delta = updates * (unit / weight if stale is None else 1 / stale)
+    if factor is None:
+        delta = updates * (unit / weight if stale is None else 1 / stale)
+    else:
+        delta = updates * factor
     values = [value / (weight << FRACTION_BITS) for value in sums[FIXED_SLOTS:]]
     return MeanUpdate(
         delta=delta.astype(np.float32),

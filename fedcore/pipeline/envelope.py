@@ -18,6 +18,9 @@ VECTOR: Final = "vector"
 """Name of the array that carries an upload."""
 BOX: Final = "box"
 """Name of the field that carries a sealed seed."""
+PART: Final = "part"
+"""Name of the field beside an upload that says of which class its device is; and of the record,
+with a field of the same name, by which a train function says it."""
 VECTOR_TYPE: Final = "fedcore/packed/v1"
 """Serialisation type of that array: bytes, one uint8 each."""
 

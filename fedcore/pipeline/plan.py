@@ -48,6 +48,7 @@ from fedcore.pipeline.clipping import (
     check_layers,
     check_state,
 )
+from fedcore.pipeline.shares import ByClass, Shares, Whole
 from fedcore.privacy import Central, Distributed, MatrixGaussian, NoPrivacy, stated_noise
 from fedcore.secagg.parameters import COMPLETE_UP_TO, GRINDING_BITS, SECURITY_BITS
 
@@ -233,6 +234,7 @@ class RunPlan:
         secagg: Who sees a single update.
         weighting: What the mean is weighted by.
         downlink: How devices get the global model.
+        shares: What of the model each class of devices trains.
         error_feedback: Devices keep what was not sent and add it to their next update.
         dropout: Fraction of a cohort that may disappear; a round with fewer survivors
             is aborted and reveals nothing.
@@ -252,6 +254,7 @@ class RunPlan:
     secagg: SecAgg = Bonawitz()
     weighting: Weighting = ByExamples()
     downlink: Downlink = Full()
+    shares: Shares = Whole()
     error_feedback: bool = False
     dropout: float = 0.1
     metric_slots: int = 8
@@ -333,6 +336,8 @@ class RunPlan:
                 f"sparsify=dense or privacy=central_gaussian, got sparsify={self.sparsify.kind}"
             )
             raise ConfigurationError(msg)
+        if isinstance(self.shares, ByClass):
+            self._check_shares(self.shares)
         self._check_compressor()
         if isinstance(self.clip, PerLayerClip) and isinstance(self.sparsify, Sketch):
             msg = (
@@ -345,6 +350,31 @@ class RunPlan:
             msg = (
                 "error_feedback sends later what is left out now: "
                 "choose sparsify.unbiased=false, or error_feedback=false"
+            )
+            raise ConfigurationError(msg)
+
+    def _check_shares(self, shares: ByClass) -> None:
+        """Refuse what cannot be a mean over those who trained a coordinate."""
+        if not isinstance(self.weighting, Uniform):
+            msg = (
+                "devices of classes are counted, and the number of examples of those who trained "
+                "one coordinate is nobody's to know: choose weighting=uniform, got "
+                f"weighting={self.weighting.kind}"
+            )
+            raise ConfigurationError(msg)
+        if isinstance(self.privacy, MatrixGaussian):
+            msg = (
+                "privacy=matrix_gaussian takes back in later rounds what it added in earlier ones, "
+                "and a mean over other devices in each coordinate would keep it: choose "
+                "devices=equal, or privacy=central_gaussian"
+            )
+            raise ConfigurationError(msg)
+        if not self.error_feedback or not shares.narrow:
+            return
+        if shares.structure != "nested" or isinstance(self.sparsify, Sketch):
+            msg = (
+                "error_feedback would send later what a device did not train then: choose "
+                "error_feedback=false, or devices.structure=nested without sparsify=sketch"
             )
             raise ConfigurationError(msg)
 

@@ -66,7 +66,7 @@ def named_app(name):
 def found(app, clients, *, nodes=None, clock=None):
     with InProcessGrid(app, [{}] * clients, {}) as grid:
         clock = clock or VirtualClock()
-        return discover(grid, nodes=nodes or clients, seconds=5.0, clock=clock)
+        return discover(grid, nodes=nodes or clients, seconds=5.0, clock=clock).labels
 
 
 def test_nodes_name_themselves():
@@ -85,7 +85,7 @@ def test_a_node_that_does_not_answer_is_called_by_its_id_after_the_wait():
     clock = VirtualClock()
     with InProcessGrid(named_app(str), [{}] * 3, {}) as nodes:
         grid = SilentGrid(nodes, lambda message: message.metadata.dst_node_id == 1001)
-        labels = discover(grid, nodes=3, seconds=5.0, clock=clock)
+        labels = discover(grid, nodes=3, seconds=5.0, clock=clock).labels
     assert labels == {1000: "0", 1001: "1001", 1002: "2"}
     assert clock.now() == pytest.approx(5.0, abs=0.2)
 
@@ -111,7 +111,7 @@ def test_nodes_that_connect_late_are_waited_for():
             return list(super().get_node_ids())[: self.asked]
 
     with InProcessGrid(named_app(str), [{}] * 3, {}) as nodes:
-        labels = discover(Arriving(nodes), nodes=3, seconds=5.0, clock=VirtualClock())
+        labels = discover(Arriving(nodes), nodes=3, seconds=5.0, clock=VirtualClock()).labels
     assert list(labels.values()) == ["0", "1", "2"]
 
 

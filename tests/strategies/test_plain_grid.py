@@ -3,8 +3,8 @@ from math import inf
 from flwr.app import Message, RecordDict
 
 from fedcore.engine import FaultyGrid, InProcessGrid
-from strategies.exchange import array_bytes, content_bytes
 from strategies.plain_grid import PlainGrid
+from strategies.wire_bytes import array_bytes, content_bytes
 from tests.strategies.federation import RecordingGrid, initial, losing, node_of, plain_app
 
 

@@ -15,7 +15,7 @@ from fedcore.errors import ConfigurationError
 from fedcore.pipeline import RECORD, VECTOR, Bonawitz, Modular, NoSecAgg, RunPlan
 from fedcore.privacy import PrivacyLedger
 from strategies import SecureGrid
-from strategies.exchange import content_bytes
+from strategies.wire_bytes import content_bytes
 from tests.fedcore.pipeline.rounds import private_plan
 from tests.strategies.federation import (
     OPEN,

@@ -13,7 +13,7 @@ from fedcore.errors import ConfigurationError
 from fedcore.pipeline import RECORD, Bonawitz, RunPlan
 from fedcore.pipeline.envelope import IDENTIFY, STAGES
 from fedcore.secagg import Certificate, Identity
-from strategies.exchange import content_bytes
+from strategies.wire_bytes import content_bytes
 from tests.strategies.federation import (
     AUTHORITY,
     ENROLLED,

@@ -27,7 +27,10 @@ from fedcore.engine import AtOnce, DropScript, HeavyTailed
 from fedcore.errors import ConfigurationError
 from fedcore.job import (
     Buffered,
+    DeviceClass,
+    Equal,
     Everyone,
+    ExponentialBackOff,
     FedAvg,
     FedAvgM,
     FedOpt,
@@ -36,6 +39,8 @@ from fedcore.job import (
     Int8Aware,
     Job,
     LocalHelper,
+    Mixed,
+    NoBackOff,
     NoClip,
     NoDistillation,
     NoFaults,
@@ -107,6 +112,8 @@ KINDS = {
     ],
     "weighting": [ByExamples(7), Uniform()],
     "sampling": [FixedSize(), Poisson()],
+    "backoff": [NoBackOff(), ExponentialBackOff(after=3, first=2, most=9)],
+    "devices": [Equal()],
     "pruning": [Structured(0.3, after_round=1), NoPruning()],
     "distillation": [ReleaseTeacher(path="model", key="key.pub"), NoDistillation()],
     "qat": [Int8Aware(rounds=1), NoQat()],
@@ -129,6 +136,9 @@ COMBINED = [
     *({"quantize": by, "secagg": NoSecAgg()} for by in (TopK(), SparseTernary(), Qsgd())),
     {"sampling": Everyone(), "clients_per_round": 12},
     UNIFORM | {"schedule": Buffered(concurrency=12, max_staleness=3, same_model=1)},
+    {"sampling": FixedSize(over_selection=1.2), "dropout": 0.3},
+    UNIFORM
+    | {"devices": Mixed(classes=(DeviceClass(name="small", width=0.5), DeviceClass(name="l")))},
     UNIFORM | {"sampling": Poisson(), "privacy": DistributedGaussian(**NOISE, amplification=True)},
 ]
 SCALARS = {
