@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from fedcore.errors import ConfigurationError
+from fedcore.job.backoff import NoBackOff
 from fedcore.job.sampling import FixedSize
 from fedcore.models import NoPruning
 from fedcore.pipeline.buffer import MOST_VERSIONS, check_buffered, check_exponent
@@ -96,6 +97,15 @@ def check_schedule(job: Job) -> None:
             not isinstance(job.sampling, FixedSize),
             "who is in a buffer is left to the devices, and nothing is drawn: choose "
             f"sampling=fixed, got sampling={job.sampling.kind}",
+        ),
+        (
+            isinstance(job.sampling, FixedSize) and job.sampling.over_selection > 1,
+            "a buffer is closed when it is full, and invites nobody beyond: choose "
+            "sampling.over_selection=1",
+        ),
+        (
+            not isinstance(job.backoff, NoBackOff),
+            "nobody is drawn, so nobody can be left out of the draw: choose backoff=none",
         ),
         (
             not isinstance(job.pruning, NoPruning),

@@ -170,6 +170,11 @@ def check_buffered(run: RunPlan) -> None:
             "correlated noise needs participations that keep their distance, and who checks in "
             "is left to the devices: choose privacy=central_gaussian or distributed_gaussian",
         ),
+        (
+            run.shares.kind != "whole",
+            "means over those who trained a weight are not weighed by staleness: choose "
+            "devices=equal",
+        ),
     ):
         if broken:
             msg = f"schedule=buffered: {why}"

@@ -7,8 +7,12 @@ from fedcore.errors import ConfigurationError
 from fedcore.job import (
     BothLevels,
     Buffered,
+    DeviceClass,
+    ExponentialBackOff,
     FedAvgM,
+    FixedSize,
     Job,
+    Mixed,
     NoClip,
     NoQuantize,
     Poisson,
@@ -66,6 +70,16 @@ def job(**changes):
         (
             {"clip": NoClip(), "quantize": NoQuantize(), "secagg": NoSecAgg()},
             "choose a quantizer",
+        ),
+        ({"sampling": FixedSize(over_selection=1.2)}, "choose sampling.over_selection=1"),
+        ({"backoff": ExponentialBackOff()}, "choose backoff=none"),
+        (
+            {
+                "devices": Mixed(
+                    classes=(DeviceClass(name="small", width=0.5), DeviceClass(name="l"))
+                )
+            },
+            "choose devices=equal",
         ),
         ({"strategy": Robust("fedmedian")}, "compares single updates"),
     ],
