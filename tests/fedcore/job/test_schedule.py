@@ -71,7 +71,10 @@ def job(**changes):
             {"clip": NoClip(), "quantize": NoQuantize(), "secagg": NoSecAgg()},
             "choose a quantizer",
         ),
-        ({"sampling": FixedSize(over_selection=1.2)}, "choose sampling.over_selection=1"),
+        (
+            {"sampling": FixedSize(over_selection=1.2), "dropout": 0.3},
+            "choose sampling.over_selection=1",
+        ),
         ({"backoff": ExponentialBackOff()}, "choose backoff=none"),
         (
             {
