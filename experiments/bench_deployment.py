@@ -10,15 +10,15 @@ real processes. Both arms run the same bundles:
 Python for every message. `edge` is what `deploy node` runs. Seconds are wall time, and
 depend on what else the machine does; processor seconds of a board's processes do not.
 A coordinator with a database does several times the work for each question; without one, it
-forgets its runs when it ends. Memory is that of one board's process tree, sampled from outside (`experiments.board_memory`):
-`alone` is what counts, since five boards on one machine share the pages of libraries.
+forgets its runs when it ends. Memory is that of one board's process tree, sampled from
+outside (`experiments.board_memory`): `alone` is what counts, since five boards on one machine
+share the pages of libraries.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -133,7 +133,9 @@ class Site:
     @property
     def coordinator(self) -> Coordinator:
         """The coordinator, once it is open."""
-        assert self._coordinator is not None
+        if self._coordinator is None:
+            msg = "a site must be opened first"
+            raise RuntimeError(msg)
         return self._coordinator
 
     def open(self, arm: Runner, *, database: bool) -> None:
@@ -198,10 +200,8 @@ class Site:
             try:
                 process.wait(30)
             finally:  # Flower's SuperExec outlives its SuperNode by some seconds
-                try:
+                with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
                 process.wait()
 
     def run_still(self, rounds: int) -> list[Row]:
@@ -249,9 +249,8 @@ class Site:
         watched = self.boards[0].pid
         before = processor_seconds(watched)
         with sampled(watched) as samples:
-            submission.submit(
-                self.coordinator, submission.Submission(job.to_json(), output, False), lambda _: None
-            )
+            asked = submission.Submission(job.to_json(), output, rehearsal=False)
+            submission.submit(self.coordinator, asked, lambda _: None)
         lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         peak = max(samples, key=lambda sample: sample.alone)
         return (
@@ -313,9 +312,7 @@ def write_examples(path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     images = rng.random((EXAMPLES, 1, 28, 28), np.float32)
     labels = rng.integers(0, 10, EXAMPLES)
-    np.savez(
-        path, x_train=images, y_train=labels, x_test=images[:100], y_test=labels[:100]
-    )
+    np.savez(path, x_train=images, y_train=labels, x_test=images[:100], y_test=labels[:100])
 
 
 def _free_port() -> int:
