@@ -25,12 +25,12 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -204,7 +204,7 @@ class Site:
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
-    def run_still(self, rounds: int) -> list[Row]:
+    def run_still(self, rounds: int) -> list[dict[str, Any]]:
         """Run secure rounds in which nobody trains; return what the ServerApp wrote."""
         bundle = self.folder / "still"
         manifest = submission.MANIFEST
@@ -230,7 +230,7 @@ class Site:
         now = [processor_seconds(process.pid) for process in self.boards]
         self.cpu_still = sum(now) - sum(board)
         self.cpu_coordinator = processor_seconds(self._superlink) - coordinator
-        rows: list[Row] = json.loads(output.read_text(encoding="utf-8"))
+        rows: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))
         return rows
 
     def run_trained(self) -> tuple[float, Held, float]:
@@ -282,7 +282,7 @@ def stock_command(board: Board, port: int) -> list[str]:
     ]
 
 
-def stock_environment(state: Path) -> Mapping[str, str]:
+def stock_environment(state: Path) -> dict[str, str]:
     """Return an environment in which Flower polls as it does by itself."""
     variables = environment(state)
     del variables["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"]
