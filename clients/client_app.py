@@ -4,6 +4,9 @@ It answers three messages: `train` trains on the device's examples, `evaluate` t
 them, `query.profile` tells the device's name. Where the examples come from is the
 device's own affair: a node configured with `data-path` reads that file; otherwise it
 takes its partition of the job's data set.
+
+Most messages of a round do not train. torch is imported by the first one that does:
+`training` and `models` import it when a function of theirs is asked for.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from clients.policy import DevicePolicy
 from clients.priority import priority_of
 from clients.secagg_mod import EntropySource, secagg_mod
 from clients.teacher import soft_targets
+from fedcore import models, training
 from fedcore.crypto import Entropy, ReplayedEntropy, SystemEntropy, generator
 from fedcore.data import (
     DataConfig,
@@ -38,21 +42,13 @@ from fedcore.engine import to_arrays, to_record
 from fedcore.errors import ConfigurationError
 from fedcore.job import Job, of_examples, trains_for_int8
 from fedcore.job.levels import NOISE_KEY
-from fedcore.models import ModelConfig, Widths, build, fitting_widths
+from fedcore.models import ModelConfig, Widths, fitting_widths
 from fedcore.pipeline import Uniform
-from fedcore.training import (
-    ExampleLevelPrivacy,
-    evaluate,
-    fake_int8,
-    get_arrays,
-    one_thread,
-    set_arrays,
-    train,
-    train_example_level,
-)
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from fedcore.training import ExampleLevelPrivacy
 
 
 def build_client_app(
@@ -129,18 +125,22 @@ def _train(message: Message, context: Context, entropy: Entropy) -> Message:
     metrics: dict[str, int | float | list[int] | list[float]]
     privacy = _example_privacy(job, config)
     if privacy is not None:
-        train_example_level(model, x, y, job.training, privacy, rng=rng, proximal_mu=float(mu))
+        training.train_example_level(
+            model, x, y, job.training, privacy, rng=rng, proximal_mu=float(mu)
+        )
         metrics = {}  # computed on raw examples: nothing of it may leave the device
     else:
         teacher = soft_targets(job, context.node_config, x, _classes_of(model))
-        trained = fake_int8(model, x) if trains_for_int8(job, round_number) else model
-        report = train(trained, x, y, job.training, rng, proximal_mu=float(mu), teacher=teacher)
+        trained = training.fake_int8(model, x) if trains_for_int8(job, round_number) else model
+        report = training.train(
+            trained, x, y, job.training, rng, proximal_mu=float(mu), teacher=teacher
+        )
         metrics = {"train-loss": report.loss, "train-accuracy": report.accuracy}
     # Flower weighs by what is reported here, also where no codec is in between.
     weight = 1 if isinstance(job.weighting, Uniform) else len(y)
     content = RecordDict(
         {
-            "arrays": to_record(get_arrays(model, copy=False)),
+            "arrays": to_record(training.get_arrays(model, copy=False)),
             "metrics": MetricRecord({**metrics, "num-examples": weight}),
         }
     )
@@ -159,7 +159,7 @@ def _example_privacy(job: Job, config: ConfigRecord) -> ExampleLevelPrivacy | No
 def _evaluate(message: Message, context: Context) -> Message:
     job = _job(context)
     x, y = _examples(job, context)
-    result = evaluate(_load_model(job, context, message), x, y)
+    result = training.evaluate(_load_model(job, context, message), x, y)
     metrics = MetricRecord(
         {
             "eval-loss": result.loss,
@@ -216,7 +216,7 @@ def _load_model(job: Job, context: Context, message: Message) -> nn.Module:
     arrays = to_arrays(message.content.array_records["arrays"])
     widths = fitting_widths(job.model, job.pruning, arrays)
     model = _model(job.model, dataset.input_shape, job.classes or dataset.classes, widths)
-    set_arrays(model, arrays)
+    training.set_arrays(model, arrays)
     return model
 
 
@@ -230,8 +230,8 @@ def _classes_of(model: nn.Module) -> int:
 def _model(
     config: ModelConfig, input_shape: tuple[int, ...], classes: int, widths: Widths | None
 ) -> nn.Module:
-    one_thread()
-    return build(config, input_shape, classes, 0, widths)
+    training.one_thread()
+    return models.build(config, input_shape, classes, 0, widths)
 
 
 app = build_client_app()

@@ -171,7 +171,10 @@ def fail():
 
 def test_an_unknown_suite_is_refused(tmp_path, monkeypatch, capsys):
     assert run("benchmark", "suite=magic", f"output={tmp_path}", monkeypatch=monkeypatch) == 2
-    assert "suite must be engine, workers, secagg, dme, noise or codec" in capsys.readouterr().err
+    assert (
+        "suite must be engine, workers, secagg, dme, noise, codec or deployment"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_table_aligns_its_columns():
