@@ -5,6 +5,9 @@ as the device is able to; `evaluate` tests on them; `query.profile` tells the de
 and what it is if its owner allows that. Where the examples come from is the
 device's own affair: a node configured with `data-path` reads that file; otherwise it
 takes its partition of the job's data set.
+
+Most messages of a round do not train. torch is imported by the first one that does:
+`training` and `models` import it when a function of theirs is asked for.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from clients.priority import priority_of
 from clients.profile import class_of, told
 from clients.secagg_mod import EntropySource, secagg_mod
 from clients.teacher import soft_targets
+from fedcore import models, training
 from fedcore.crypto import Entropy, ReplayedEntropy, SystemEntropy, generator
 from fedcore.data import (
     DataConfig,
@@ -41,31 +45,15 @@ from fedcore.engine import to_arrays, to_record
 from fedcore.errors import ConfigurationError
 from fedcore.job import Job, Mixed, of_examples, trains_for_int8
 from fedcore.job.levels import NOISE_KEY
-from fedcore.models import (
-    ModelConfig,
-    Widths,
-    build,
-    fitting_widths,
-    hidden_widths,
-    widths_of,
-)
+from fedcore.models import ModelConfig, Widths, fitting_widths, hidden_widths, widths_of
 from fedcore.models.parts import Part, part_of
 from fedcore.pipeline import PART, Uniform
-from fedcore.training import (
-    ExampleLevelPrivacy,
-    LocalTraining,
-    evaluate,
-    fake_int8,
-    get_arrays,
-    one_thread,
-    set_arrays,
-    train,
-    train_example_level,
-)
 from fedcore.vectors import Layout
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from fedcore.training import ExampleLevelPrivacy, LocalTraining
 
 
 def build_client_app(
@@ -150,21 +138,21 @@ def _train(message: Message, context: Context, entropy: Entropy) -> Message:
     arrays = to_arrays(message.content.array_records["arrays"])
     index, part = _part(job, context, arrays, round_number)
     model = _load_model(job, context, arrays if part is None else part.take(arrays))
-    training = job.training if index is None else _fewer_steps(job, index)
+    local = job.training if index is None else _fewer_steps(job, index)
     rng = generator(entropy.child(f"training/round={round_number}"), "sgd")
     metrics: dict[str, int | float | list[int] | list[float]]
     privacy = _example_privacy(job, config)
     if privacy is not None:
-        train_example_level(model, x, y, training, privacy, rng=rng, proximal_mu=float(mu))
+        training.train_example_level(model, x, y, local, privacy, rng=rng, proximal_mu=float(mu))
         metrics = {}  # computed on raw examples: nothing of it may leave the device
     else:
         teacher = soft_targets(job, context.node_config, x, _classes_of(model))
-        trained = fake_int8(model, x) if trains_for_int8(job, round_number) else model
-        report = train(trained, x, y, training, rng, proximal_mu=float(mu), teacher=teacher)
+        trained = training.fake_int8(model, x) if trains_for_int8(job, round_number) else model
+        report = training.train(trained, x, y, local, rng, proximal_mu=float(mu), teacher=teacher)
         metrics = {"train-loss": report.loss, "train-accuracy": report.accuracy}
     # Flower weighs by what is reported here, also where no codec is in between.
     weight = 1 if isinstance(job.weighting, Uniform) else len(y)
-    result = get_arrays(model, copy=False)
+    result = training.get_arrays(model, copy=False)
     content = RecordDict(
         {
             "arrays": to_record(result if part is None else part.put(arrays, result)),
@@ -210,7 +198,7 @@ def _evaluate(message: Message, context: Context) -> Message:
     job = _job(context)
     x, y = _examples(job, context)
     arrays = to_arrays(message.content.array_records["arrays"])
-    result = evaluate(_load_model(job, context, arrays), x, y)
+    result = training.evaluate(_load_model(job, context, arrays), x, y)
     metrics = MetricRecord(
         {
             "eval-loss": result.loss,
@@ -268,7 +256,7 @@ def _load_model(job: Job, context: Context, arrays: Mapping[str, npt.NDArray[Any
     if isinstance(job.devices, Mixed) and widths_of(arrays) != hidden_widths(job.model):
         widths = widths_of(arrays)
     model = _model(job.model, dataset.input_shape, job.classes or dataset.classes, widths)
-    set_arrays(model, arrays)
+    training.set_arrays(model, arrays)
     return model
 
 
@@ -282,8 +270,8 @@ def _classes_of(model: nn.Module) -> int:
 def _model(
     config: ModelConfig, input_shape: tuple[int, ...], classes: int, widths: Widths | None
 ) -> nn.Module:
-    one_thread()
-    return build(config, input_shape, classes, 0, widths)
+    training.one_thread()
+    return models.build(config, input_shape, classes, 0, widths)
 
 
 app = build_client_app()

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
+from fedcore import training
 from fedcore.data import Inputs
 from fedcore.device import Classifier
 from fedcore.errors import ConfigurationError
 from fedcore.job import Job, NoDistillation, open_teacher
-from fedcore.training import SoftTargets
+
+if TYPE_CHECKING:
+    from fedcore.training import SoftTargets
 
 
 def soft_targets(
@@ -48,7 +52,7 @@ def soft_targets(
             f"{said.probabilities.shape[1]} in {path}"
         )
         raise ConfigurationError(msg)
-    return SoftTargets(said.probabilities, config.temperature, config.weight)
+    return training.SoftTargets(said.probabilities, config.temperature, config.weight)
 
 
 @lru_cache(maxsize=2)

@@ -10,8 +10,9 @@ real processes. Both arms run the same bundles:
 Python for every message. `edge` is what `deploy node` runs. Seconds are wall time, and
 depend on what else the machine does; processor seconds of a board's processes do not.
 A coordinator with a database does several times the work for each question; without one, it
-forgets its runs when it ends. Memory is that of one board's process tree, sampled from outside (`experiments.board_memory`):
-`alone` is what counts, since five boards on one machine share the pages of libraries.
+forgets its runs when it ends. Memory is that of one board's process tree, sampled from
+outside (`experiments.board_memory`): `alone` is what counts, since five boards on one machine
+share the pages of libraries.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -133,7 +134,9 @@ class Site:
     @property
     def coordinator(self) -> Coordinator:
         """The coordinator, once it is open."""
-        assert self._coordinator is not None
+        if self._coordinator is None:
+            msg = "a site must be opened first"
+            raise RuntimeError(msg)
         return self._coordinator
 
     def open(self, arm: Runner, *, database: bool) -> None:
@@ -198,13 +201,11 @@ class Site:
             try:
                 process.wait(30)
             finally:  # Flower's SuperExec outlives its SuperNode by some seconds
-                try:
+                with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
                 process.wait()
 
-    def run_still(self, rounds: int) -> list[Row]:
+    def run_still(self, rounds: int) -> list[dict[str, Any]]:
         """Run secure rounds in which nobody trains; return what the ServerApp wrote."""
         bundle = self.folder / "still"
         manifest = submission.MANIFEST
@@ -230,7 +231,7 @@ class Site:
         now = [processor_seconds(process.pid) for process in self.boards]
         self.cpu_still = sum(now) - sum(board)
         self.cpu_coordinator = processor_seconds(self._superlink) - coordinator
-        rows: list[Row] = json.loads(output.read_text(encoding="utf-8"))
+        rows: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))
         return rows
 
     def run_trained(self) -> tuple[float, Held, float]:
@@ -249,7 +250,7 @@ class Site:
         watched = self.boards[0].pid
         before = processor_seconds(watched)
         with sampled(watched) as samples:
-            run = submission.Submission(job.to_json(), output, False)
+            run = submission.Submission(job.to_json(), output, rehearsal=False)
             Following(submission.FlowerLink(self.coordinator, run), output, lambda _: None).start()
         lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         peak = max(samples, key=lambda sample: sample.alone)
@@ -282,7 +283,7 @@ def stock_command(board: Board, port: int) -> list[str]:
     ]
 
 
-def stock_environment(state: Path) -> Mapping[str, str]:
+def stock_environment(state: Path) -> dict[str, str]:
     """Return an environment in which Flower polls as it does by itself."""
     variables = environment(state)
     del variables["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"]
@@ -312,9 +313,7 @@ def write_examples(path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     images = rng.random((EXAMPLES, 1, 28, 28), np.float32)
     labels = rng.integers(0, 10, EXAMPLES)
-    np.savez(
-        path, x_train=images, y_train=labels, x_test=images[:100], y_test=labels[:100]
-    )
+    np.savez(path, x_train=images, y_train=labels, x_test=images[:100], y_test=labels[:100])
 
 
 def _free_port() -> int:

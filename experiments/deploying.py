@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from experiments.edge.pace import Pace
-from experiments.node_options import REHEARSAL, arguments, configured
 from experiments.following import JOB, Following, Patience, read_note, read_summary
+from experiments.node_options import REHEARSAL, arguments, configured
 from experiments.parties import AUTHORITY, CoordinatorKeys, DeviceKeys, create_parties
 from experiments.processes import (
     LOOPBACK,
@@ -33,7 +31,7 @@ from experiments.processes import (
     Coordinator,
     Setting,
     answers,
-    board_environment,
+    become,
     prepare,
     prepare_board,
     proxy_configuration,
@@ -104,8 +102,7 @@ def node(options: argparse.Namespace, now: int) -> list[Any]:
     prepare_board(board, settings, SystemEntropy())
     if REHEARSAL in settings.node_config:
         print(_WARNING, flush=True)
-    sys.stdout.flush()
-    os.execve(board.command[0], board.command, board_environment(board.state))  # noqa: S606
+    return become(board)
 
 
 def submit(options: argparse.Namespace, now: int) -> list[Any]:

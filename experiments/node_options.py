@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from experiments.processes import WARM_SECONDS, Setting
 from fedcore.errors import ConfigurationError
+from fedcore.sealed import KEY_BYTES
 
 REHEARSAL: Final = "rehearsal-seed"
 MOST_DEVICES: Final = 65_520
@@ -96,7 +97,7 @@ def key_in_hex(text: str) -> str:
         raw = bytes.fromhex(text)
     except ValueError:
         raw = b""
-    if len(raw) != 32:  # noqa: PLR2004 - a public key
+    if len(raw) != KEY_BYTES:
         msg = f"must be 64 hexadecimal digits, got {len(text)} letters"
         raise argparse.ArgumentTypeError(msg)
     return raw.hex()
@@ -231,7 +232,8 @@ def arguments(options: argparse.Namespace) -> list[str]:
     given: list[str] = []
     for option, value in _given((*BOARD, *DEMANDS, *LIMITS), options):
         if value != option.default:
-            given += [f"--{option.name}"] if option.take is None else [f"--{option.name}", str(value)]
+            given.append(f"--{option.name}")
+            given += [] if option.take is None else [str(value)]
     return given
 
 

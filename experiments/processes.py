@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Final, TypeAlias
+from typing import Final, NoReturn, TypeAlias
 
 from experiments import certificates
 from experiments.edge.pace import Pace
@@ -199,6 +199,12 @@ def prepare_board(board: Board, settings: Settings, entropy: Entropy) -> None:
         create({board.state_key: (key, SECRET_MODE)})
     Seal(read_file(board.state_key, secret=True))
     replace_file(board.state / SETTINGS, settings.to_json().encode("utf-8"))
+
+
+def become(board: Board) -> NoReturn:
+    """Replace this process by the board's first one."""
+    sys.stdout.flush()
+    os.execve(board.command[0], board.command, board_environment(board.state))  # noqa: S606
 
 
 def toml(settings: Mapping[str, str | float | bool]) -> str:

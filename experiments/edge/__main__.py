@@ -11,10 +11,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from experiments.edge.flower_board import check_pins
-from experiments.edge.launcher import Launcher
-from experiments.edge.settings import Settings
-from fedcore.errors import FedcoreError
+from experiments.edge.flower_board import check_pins  # noqa: E402 - found by the line above
+from experiments.edge.launcher import Launcher  # noqa: E402
+from experiments.edge.settings import Settings  # noqa: E402
+from fedcore.errors import FedcoreError  # noqa: E402
 
 
 def main(arguments: list[str]) -> int:

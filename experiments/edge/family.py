@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,10 +29,8 @@ class Child:
 
     def end(self) -> int:
         """End it now, and with it what follows it; return its status."""
-        try:
+        with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         return self.reap()
 
     def reap(self) -> int:

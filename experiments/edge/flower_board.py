@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
@@ -43,7 +43,6 @@ from flwr.common.serde import (
 from flwr.proto.message_pb2 import Context as ContextProto
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.exit import ExitCode
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -88,11 +87,14 @@ PINS: Final[Mapping[str, tuple[Callable[..., Any], tuple[str, ...]]]] = {
         ),
     ),
     "flwr_exit": (
-        fleet_http_connection.flwr_exit,
+        vars(fleet_http_connection)["flwr_exit"],
         ("code", "message", "event_type", "event_details", "emit_telemetry"),
     ),
     "install_from_fab": (install_from_fab, ("fab_file", "install_dir", "skip_prompt")),
-    "get_load_client_app_fn": (get_load_client_app_fn, ("default_app_ref", "app_path", "multi_app")),
+    "get_load_client_app_fn": (
+        get_load_client_app_fn,
+        ("default_app_ref", "app_path", "multi_app"),
+    ),
     "get_fused_config_from_fab": (get_fused_config_from_fab, ("fab_file", "run")),
     "get_object_tree": (get_object_tree, ("obj",)),
     "get_all_nested_objects": (get_all_nested_objects, ("obj",)),
@@ -294,9 +296,11 @@ def connect(
         RefusedError: The SuperLink does not take this node.
     """
     # It would end the process, and with it the try after this one.
-    fleet_http_connection.flwr_exit = _refuse  # type: ignore[assignment]
-    with http_request_response(superlink, False, authority, keys) as (node_id, *calls):
-        yield Connection(node_id, tuple(calls), {})
+    vars(fleet_http_connection)["flwr_exit"] = _refuse
+    with http_request_response(
+        superlink, insecure=False, root_certificates=authority, authentication_keys=keys
+    ) as (node_id, *calls):
+        yield Connection(node_id, tuple(cast("list[Callable[..., Any]]", calls)), {})
 
 
 def _refuse(code: int, message: str | None = None, *_: object, **__: object) -> NoReturn:
@@ -341,7 +345,10 @@ def answer(
     ids = [part.object_id for part in iterate_object_tree(tree)]
     contents = dict(zip(ids, parts[3:], strict=True))
     del parts[1:]
-    message = inflate_object_from_contents(tree.object_id, contents, keep_object_contents=False)
+    message = cast(
+        "Message",
+        inflate_object_from_contents(tree.object_id, contents, keep_object_contents=False),
+    )
     del contents
     message.metadata.__dict__["_message_id"] = tree.object_id
     try:

@@ -77,8 +77,8 @@ class Launcher:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
         self._log = os.open(self.settings.log, flags, 0o600)
         waker, waking = socket.socketpair()
-        waker.setblocking(False)
-        waking.setblocking(False)
+        for end in (waker, waking):
+            end.settimeout(0)
         handlers = {
             number: signal.signal(number, self._ask_to_stop)
             for number in (signal.SIGINT, signal.SIGTERM)

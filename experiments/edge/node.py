@@ -38,7 +38,17 @@ from experiments.edge.flower_board import (
     state_of,
 )
 from experiments.edge.pace import Pace, Patience
-from experiments.edge.parcels import App, Connected, Ended, Task, new_file, read, receive, send, write
+from experiments.edge.parcels import (
+    App,
+    Connected,
+    Ended,
+    Task,
+    new_file,
+    read,
+    receive,
+    send,
+    write,
+)
 from experiments.edge.settings import Settings
 from fedcore.sealed import Seal
 

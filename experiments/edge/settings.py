@@ -42,7 +42,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        if not (0 <= self.warm_seconds and isfinite(self.warm_seconds)):
+        if not (self.warm_seconds >= 0 and isfinite(self.warm_seconds)):
             msg = f"an app stays loaded for 0 seconds or longer, got {self.warm_seconds:g}"
             raise ConfigurationError(msg)
 

@@ -30,8 +30,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from experiments.edge.flower_board import ClientApp, answer, load_app
 from experiments.edge.family import follow_parent
+from experiments.edge.flower_board import ClientApp, answer, load_app
 from experiments.edge.parcels import App, Ended, Task, read, receive, send, write
 
 SLOW_LIBRARIES: Final = ("torch",)
@@ -80,7 +80,7 @@ def forget_own_modules(root: str) -> None:
 
 def threads() -> int:
     """Return how many threads this process has, whoever started them."""
-    return len(os.listdir("/proc/self/task"))
+    return sum(1 for _ in Path("/proc/self/task").iterdir())
 
 
 def _loaded(app: App, load: Load) -> Callable[[], ClientApp]:

@@ -172,7 +172,7 @@ def fail():
 def test_an_unknown_suite_is_refused(tmp_path, monkeypatch, capsys):
     assert run("benchmark", "suite=magic", f"output={tmp_path}", monkeypatch=monkeypatch) == 2
     assert (
-        "suite must be engine, workers, secagg, dme, noise, codec or buffered"
+        "suite must be engine, workers, secagg, dme, noise, codec, deployment or buffered"
         in capsys.readouterr().err
     )
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import re
 import socket
 import ssl
@@ -22,9 +21,17 @@ from flwr.app import Context, RecordDict
 from clients.deployed import entropy_of, policy_of
 from experiments import deploy, submission
 from experiments.deployed import DeployedRecorder, write_model
+from experiments.edge.settings import Settings
 from experiments.following import RunFailedError, describe_round, judge
 from experiments.parties import CoordinatorKeys, DeviceKeys
-from experiments.processes import Board, Coordinator, EndedError, check_alive, proxy_configuration
+from experiments.processes import (
+    Board,
+    Coordinator,
+    EndedError,
+    check_alive,
+    prepare_board,
+    proxy_configuration,
+)
 from experiments.processes import toml as as_toml
 from experiments.submission import write_bundle
 from fedcore.crypto import ReplayedEntropy, SystemEntropy
@@ -147,21 +154,39 @@ def options(command):
     return dict(itertools.pairwise(command)).items()
 
 
-def test_a_supernode_checks_tls_and_shows_its_key(pki, tmp_path):
-    board = Board(DeviceKeys(pki / "device-1"), tmp_path / "state", "fl.example.org:8443", 9094)
-    board.keys.check()
-    supernode, _ = board.commands().values()
-    assert (
-        options(supernode)
-        >= {
-            "--root-certificates": str(pki / "device-1" / "ca.crt"),
-            "--superlink": "fl.example.org:8443",
-            "--auth-supernode-private-key": str(pki / "device-1" / "node.auth"),
-            "--host": "127.0.0.1",
-            "--isolation": "process",
-        }.items()
+def test_a_board_reads_where_it_belongs_from_one_private_file(pki, tmp_path):
+    board = Board(
+        DeviceKeys(pki / "device-1"), tmp_path / "state", "fl.example.org:8443", tmp_path / "key"
     )
-    assert "--insecure" not in supernode
+    board.keys.check()
+    written = board.settings({"partition-id": 3})
+    prepare_board(board, written, ReplayedEntropy(b"test"))
+    file = tmp_path / "state" / "board.json"
+    read = Settings.from_json(file.read_text())
+    assert read == written
+    assert read.authority == str(pki / "device-1" / "ca.crt")
+    assert read.node_key == str(pki / "device-1" / "node.auth")
+    assert board.command[0] == sys.executable
+    assert board.command[-1] == str(file)
+    for secret in (file, board.state_key):
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    key = board.state_key.read_bytes()
+    prepare_board(board, written, ReplayedEntropy(b"another"))
+    assert board.state_key.read_bytes() == key
+
+
+def test_a_board_whose_key_others_may_read_does_not_start(pki, tmp_path):
+    board = Board(DeviceKeys(pki / "device-1"), tmp_path, "localhost:1", tmp_path / "key")
+    board.state_key.write_bytes(bytes(32))
+    board.state_key.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="can be read or changed by others"):
+        prepare_board(board, board.settings({}), ReplayedEntropy(b"test"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"pace": {}}'])
+def test_what_is_no_file_of_a_board_is_refused(text):
+    with pytest.raises(ConfigurationError, match=r"board\.json must be a file of `deploy node`"):
+        Settings.from_json(text)
 
 
 def test_the_proxy_passes_the_fleet_api_on_and_nothing_else(pki, tmp_path):
@@ -344,7 +369,7 @@ def test_a_unit_starts_the_same_command(pki, tmp_path, capsys):
     started = re.search(r"^ExecStart=(\S+) -m experiments.deploy (.*)$", text, re.MULTILINE)
     assert started[1] == sys.executable
     assert f"--keys {pki / 'device-1'} --state {tmp_path / 'state'}" in started[2]
-    assert "--superlink fl.example.org:8443 --partition 0 --port 9094" in started[2]
+    assert "--superlink fl.example.org:8443 --partition 0" in started[2]
     assert "--minimum-cohort 5" in started[2]
     assert f"WorkingDirectory={ROOT}" in text
     assert "@" not in text
@@ -360,20 +385,6 @@ def test_a_rehearsal_needs_all_devices(pki, tmp_path, capsys):
         capsys, "rehearse", "--parties", pki, "--job", job, "--out", tmp_path / "results"
     )
     assert "must hold the folders of clients=10 devices, found 2" in line
-
-
-def test_what_a_device_imports_before_it_forks_starts_no_thread():
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c"),
-            "import os; from importlib import import_module as load\n"
-            "for name in load('experiments.warm_superexec').LIBRARIES: load(name)\n"
-            "print(len(os.listdir('/proc/self/task')))",
-        ],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
 def test_help_needs_neither_torch_nor_flower():

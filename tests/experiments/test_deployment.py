@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 
 from experiments import deploy
-from experiments.parties import DeviceKeys
-from experiments.processes import Board, environment
+from experiments.board_memory import tree
 
 pytestmark = pytest.mark.slow
 
@@ -106,7 +105,7 @@ def deployment(tmp_path_factory):
                 running(
                     *("node", "--keys", found.pki / f"device-{number + 1}"),
                     *("--state", folder / f"node-{number}", "--superlink", found.superlink),
-                    *("--partition", number, "--port", free_port(), "--rehearse", SEED),
+                    *("--partition", number, "--rehearse", SEED),
                     said="connected to",
                 )
             )
@@ -154,7 +153,7 @@ def test_a_device_that_was_not_admitted_is_refused(deployment, tmp_path):
     shutil.copyfile(deployment.pki / "device-1" / "ca.crt", keys / "ca.crt")
     done = run(
         *("node", "--keys", keys, "--state", tmp_path / "state", "--partition", 0),
-        *("--superlink", deployment.superlink, "--port", free_port()),
+        *("--superlink", deployment.superlink),
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "supernode ended with status" in done.stderr
@@ -163,17 +162,30 @@ def test_a_device_that_was_not_admitted_is_refused(deployment, tmp_path):
 
 def test_a_device_of_another_authority_does_not_speak_with_this_coordinator(deployment, tmp_path):
     assert run("certs", "--out", tmp_path / "other", "--count", 1).returncode == 0
-    keys, state = DeviceKeys(tmp_path / "other" / "device-1"), tmp_path / "state"
-    state.mkdir()
-    (state / "node.toml").write_text("partition-id = 0\n")
-    (state / "superexec.secret").write_bytes(bytes(32))
-    supernode = Board(keys, state, deployment.superlink, free_port()).commands()["supernode"]
-    done = subprocess.run(
-        [*supernode, "--max-retries", "1"],
-        env=environment(state), capture_output=True, text=True, check=False, timeout=SECONDS,
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert "SuperNode ID" not in done.stdout + done.stderr
+    keys = tmp_path / "other" / "device-1"
+    done = run(
+        *("node", "--keys", keys, "--state", tmp_path / "state", "--partition", 0),
+        *("--superlink", deployment.superlink),
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "certificate" in done.stderr.lower()
+    assert "connected to" not in done.stdout
+
+
+def test_a_node_that_is_killed_is_taken_back_and_answers_the_next_run(deployment, tmp_path):
+    """The SuperLink refuses it until the heartbeats of its last process are overdue."""
+    state = deployment.state.parent / "node-0"
+    launcher = next(
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if str(state / "board.json").encode() in path.read_bytes()
+        and len(list(tree(int(path.parent.name)))) > 1
+    )
+    supernode = next(iter(set(tree(launcher)) - {launcher}))
+    os.kill(supernode, signal.SIGKILL)
+    done = run("submit", *deployment.coordinator, "--out", tmp_path / "run", "--rehearse", *JOB)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 rounds" in done.stdout
 
 
 def post(deployment, path, body=b""):

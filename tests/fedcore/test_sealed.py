@@ -1,6 +1,5 @@
 """A sealed file opens for its device, under its name, whole, or not at all."""
 
-import os
 import stat
 
 import pytest
@@ -80,5 +79,5 @@ def test_a_crash_between_write_and_rename_leaves_the_old_file(tmp_path, monkeypa
     # What the crash left behind is in nobody's way.
     SEAL.write(path, "answers", b"newer")
     assert SEAL.open("answers", path.read_bytes()) == b"newer"
-    assert os.listdir(tmp_path) == ["answers"]
+    assert [file.name for file in tmp_path.iterdir()] == ["answers"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

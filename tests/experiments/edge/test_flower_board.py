@@ -35,7 +35,9 @@ def echo():
         if number < 0:
             raise ValueError("a negative number")
         context.state["seen"] = ConfigRecord({"number": number})
-        return Message(RecordDict({"config": ConfigRecord({"twice": 2 * number})}), reply_to=message)
+        return Message(
+            RecordDict({"config": ConfigRecord({"twice": 2 * number})}), reply_to=message
+        )
 
     return app
 

@@ -21,7 +21,7 @@ from fedcore.sealed import Seal
 from tests.experiments.edge.boards import APP, asked, settings
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Ends what goes on forever."""
 
 
@@ -30,8 +30,8 @@ def served(messages, answer, pauses):
     found, now = iter(messages), [0.0]
 
     def receive_one():
-        item = next(found, Stop)
-        if item is Stop or isinstance(item, BaseException):
+        item = next(found, StopError)
+        if item is StopError or isinstance(item, BaseException):
             raise item
         return item
 
@@ -39,7 +39,7 @@ def served(messages, answer, pauses):
         pauses.append(seconds)
         now[0] += 1.0
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         serve(receive_one, answer, Pace(0.1, 3.0), now=lambda: now[0], sleep=sleep)
 
 
@@ -183,7 +183,7 @@ def board(tmp_path, monkeypatch):
     def run(refusing):
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         monkeypatch.setattr(node, "connect", refusing)
-        monkeypatch.setattr(node, "serve", lambda *_: (_ for _ in ()).throw(Stop))
+        monkeypatch.setattr(node, "serve", lambda *_: (_ for _ in ()).throw(StopError))
         monkeypatch.setattr(node, "node_key", lambda data: data)
         monkeypatch.setattr(node.signal, "signal", lambda *_: None)
         monkeypatch.setattr(node.time, "sleep", sleep)
@@ -203,7 +203,7 @@ def board(tmp_path, monkeypatch):
 def test_a_killed_node_that_comes_back_early_waits_until_it_is_taken(board):
     run, clock = board
     refusing = Refusing(*[RefusedError("[code: 2004] Failed to activate")] * 8)
-    with pytest.raises(Stop):  # it serves
+    with pytest.raises(StopError):  # it serves
         run(refusing)
     assert refusing.tries == 9
     assert clock[0] > 30

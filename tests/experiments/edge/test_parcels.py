@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.edge.parcels import App, Connected, Ended, Task, new_file, read, receive, send, write
+from experiments.edge.parcels import (
+    App,
+    Connected,
+    Ended,
+    Task,
+    new_file,
+    read,
+    receive,
+    send,
+    write,
+)
 from fedcore.errors import LocalProtocolError
 
 APP = App("/apps/one", "fedcore/fedcore", "0.1.0", "ab" * 32)
