@@ -26,10 +26,13 @@ from experiments.processes import (
     LOOPBACK,
     Board,
     Coordinator,
+    EndedError,
     answers,
+    gave_up,
     prepare,
     proxy_configuration,
     started,
+    tail,
     toml,
     unit,
     wait_forever,
@@ -102,10 +105,21 @@ def node(options: argparse.Namespace, now: int) -> list[Any]:
         print(_WARNING, flush=True)
     log = board.state / "supernode.log"
     log.write_bytes(b"")  # of this start only: its end is what an error shows
+    broken = gave_up(log)
+
+    def check() -> None:
+        if broken():
+            msg = f"the SuperNode gave up on its connection: {tail(log)}"
+            raise EndedError(msg)
+
+    def ready() -> bool:
+        check()
+        return b"SuperNode ID" in log.read_bytes()
+
     with started(board.commands(), board.state) as processes:
-        wait_until(lambda: b"SuperNode ID" in log.read_bytes(), processes, board.state)
+        wait_until(ready, processes, board.state)
         print(f"connected to {board.superlink}, logs in {board.state}", flush=True)
-        wait_forever(processes, board.state)
+        wait_forever(processes, board.state, check)
     return ["stopped"]
 
 

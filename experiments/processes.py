@@ -44,6 +44,7 @@ _POLL_SECONDS: Final = 0.2
 _STOP_SECONDS: Final = 20.0
 _TAIL_LINES: Final = 8
 _PR_SET_PDEATHSIG: Final = 1
+_GAVE_UP: Final = b"SSL/TLS handshake error detected."
 _WARM: Final = Path(__file__).parent / "warm_superexec.py"
 """Called by its path: what it forks must not have this repository on its path."""
 _TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -289,8 +290,36 @@ def tail(log: Path) -> str:
     return " / ".join(said[-_TAIL_LINES:]) or "it said nothing"
 
 
-def wait_forever(processes: Mapping[str, subprocess.Popen[bytes]], state: Path) -> None:
+def gave_up(log: Path) -> Callable[[], bool]:
+    """Return what tells whether the SuperNode that writes this log works no more.
+
+    A connection that breaks off while TLS begins is a wrong certificate to Flower 1.41: the
+    SuperNode's loop ends, and its process stays.
+    """
+    read = 0
+
+    def found() -> bool:
+        nonlocal read
+        with log.open("rb") as file:
+            file.seek(max(0, read - len(_GAVE_UP)))
+            data = file.read()
+            read = file.tell()
+        return _GAVE_UP in data
+
+    return found
+
+
+def wait_forever(
+    processes: Mapping[str, subprocess.Popen[bytes]],
+    state: Path,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Return when this process is asked to stop, by SIGINT or SIGTERM.
+
+    Args:
+        processes: That must go on.
+        state: Of their logs.
+        check: Called again and again; raises what is wrong.
 
     Raises:
         EndedError: A process ended by itself.
@@ -306,6 +335,7 @@ def wait_forever(processes: Mapping[str, subprocess.Popen[bytes]], state: Path) 
     try:
         while not asked:
             check_alive(processes, state)
+            check()
             time.sleep(_POLL_SECONDS)
     finally:
         for number, handler in before.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import deploy
+from experiments.processes import EndedError, gave_up, wait_forever
 
 ROOT = Path(deploy.__file__).parents[1]
 STARTS = """
@@ -33,6 +34,28 @@ def test_what_a_command_started_ends_when_the_command_is_killed(tmp_path, number
     command.send_signal(number)
     command.communicate()
     assert wait_for(lambda: not is_running(child))
+
+
+def test_a_supernode_that_gave_up_is_known_by_its_log_as_it_grows(tmp_path):
+    log = tmp_path / "supernode.log"
+    log.write_bytes(b"SuperNode ID: 7\n")
+    found = gave_up(log)
+    assert not found()
+    with log.open("ab") as file:
+        file.write(b"ERROR: SSL/TLS hand")
+        file.flush()
+        assert not found()
+        file.write(b"shake error detected.\n")
+    assert found()
+
+
+def test_a_process_that_works_no_more_ends_the_wait(tmp_path):
+    def check():
+        msg = "it gave up"
+        raise EndedError(msg)
+
+    with pytest.raises(EndedError, match="it gave up"):
+        wait_forever({}, tmp_path, check)
 
 
 def is_running(pid):
