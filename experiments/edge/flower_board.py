@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,11 +130,13 @@ class RefusedError(FedcoreError):
 
     Attributes:
         for_now: Whether that may change by itself: the SuperLink still waits for the
-            heartbeats of this node's last process.
+            heartbeats of this node's last process, or TLS broke off while it began, as when a
+            proxy is killed. Flower gives up on both.
     """
 
     def __init__(self, message: str) -> None:
-        self.for_now = _ACTIVATION_FAILED in message
+        broken_off = "SSL" in message and "certificate" not in message.lower()
+        self.for_now = _ACTIVATION_FAILED in message or broken_off
         super().__init__(message)
 
 
@@ -203,13 +206,19 @@ class Connection:
     node_id: int
     calls: tuple[Callable[..., Any], ...]
     runs: dict[int, Run]
+    heartbeats: Callable[[], bool] = lambda: True
 
     def receive(self) -> Received | None:
         """Pull one message with all of its objects; None if there is none.
 
         Raises:
             RunNotRunningException: Its run ended meanwhile.
+            ConnectionError: Flower's thread of heartbeats ended: what it cannot explain it does
+                not try again, and the SuperLink would take this node for dead from then on.
         """
+        if not self.heartbeats():
+            msg = "no heartbeats are sent any more: connecting anew"
+            raise ConnectionError(msg)
         pull, _, get_run, _, pull_object, _, confirm = self.calls
         received = pull()
         if received is None:
@@ -297,10 +306,17 @@ def connect(
     """
     # It would end the process, and with it the try after this one.
     vars(fleet_http_connection)["flwr_exit"] = _refuse
+    before = set(threading.enumerate())
     with http_request_response(
         superlink, insecure=False, root_certificates=authority, authentication_keys=keys
     ) as (node_id, *calls):
-        yield Connection(node_id, tuple(cast("list[Callable[..., Any]]", calls)), {})
+        started = [thread for thread in threading.enumerate() if thread not in before]
+        yield Connection(
+            node_id,
+            tuple(cast("list[Callable[..., Any]]", calls)),
+            {},
+            lambda: all(thread.is_alive() for thread in started),
+        )
 
 
 def _refuse(code: int, message: str | None = None, *_: object, **__: object) -> NoReturn:

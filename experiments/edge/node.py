@@ -81,7 +81,7 @@ def run_node(settings: Settings, launcher: socket.socket) -> int:
             if not error.for_now or time.monotonic() - first_refusal > PATIENCE_SECONDS:
                 say(str(error))
                 return REFUSED
-            say("the SuperLink still waits for this node's last process: trying again")
+            say(f"not taken for now, trying again: {error}")
         failures += 1
         time.sleep(Patience().wait(failures, random.random()))  # noqa: S311 - only spreads
 

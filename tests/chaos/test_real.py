@@ -83,8 +83,8 @@ def test_a_device_whose_owner_demands_more_refuses_and_the_coordinator_hears_why
         "PeerProtocolError: this device's policy demands at least 50 invited clients, found 5; "
         "it does not take part"
     )
-    assert line["refusals"] == {said: 1}
-    assert summary["refusals"] == {said: 1}
+    assert line["refusals"][said] == line["attempts"]
+    assert said in summary["refusals"]
     assert said in run.party.log.read_text()
 
 

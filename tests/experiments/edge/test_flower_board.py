@@ -12,7 +12,14 @@ from flwr.clientapp.client_app import LoadClientAppError
 from flwr.common.constant import ErrorCode
 
 from experiments.edge import flower_board
-from experiments.edge.flower_board import PINS, RefusedError, answer, check_pins, crashed
+from experiments.edge.flower_board import (
+    PINS,
+    Connection,
+    RefusedError,
+    answer,
+    check_pins,
+    crashed,
+)
 from fedcore.engine.flower_private import Identity
 from fedcore.errors import ConfigurationError
 from tests.experiments.edge.boards import asked, told
@@ -98,7 +105,16 @@ def test_a_process_that_ended_is_told_with_flowers_own_error():
 
 def test_a_refusal_says_whether_it_will_pass():
     assert RefusedError("[code: 2004] Failed to activate SuperNode.").for_now
-    assert not RefusedError("certificate verify failed").for_now
+    assert RefusedError("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred (_ssl.c:1006)").for_now
+    assert not RefusedError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed").for_now
+    assert not RefusedError("[code: 2003] this node is not registered").for_now
+
+
+def test_a_connection_without_heartbeats_is_made_anew():
+    connection = Connection(7, (lambda: None,) * 7, {}, lambda: False)
+    with pytest.raises(ConnectionError, match="connecting anew"):
+        connection.receive()
+    assert Connection(7, (lambda: None,) * 7, {}).receive() is None
 
 
 def test_a_key_of_another_kind_is_refused():
