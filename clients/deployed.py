@@ -8,6 +8,7 @@
     teacher-path, teacher-key  its own copy of a signed release      `clients.teacher`
     helper-key                 the seed helper that it pins          `clients.policy`
     minimum-cohort, minimum-noise-multiplier, largest-clip           `clients.policy`
+    minimum-same-model         company with its own model            `docs/asynchronous.md`
     data-path, partition-id    its examples, and its number          `clients.client_app`
     rehearsal-seed             see below
 
@@ -45,9 +46,11 @@ def policy_of(config: Mapping[str, Setting]) -> DevicePolicy:
     """
     wanted = _typed(config, "authority", str)
     cohort = _typed(config, "minimum-cohort", int)
+    alike = _typed(config, "minimum-same-model", int)
     noise = _typed(config, "minimum-noise-multiplier", float)
     return DevicePolicy(
         minimum_cohort=DevicePolicy().minimum_cohort if cohort is None else int(cohort),
+        minimum_same_model=DevicePolicy().minimum_same_model if alike is None else int(alike),
         minimum_noise_multiplier=0.0 if noise is None else float(noise),
         largest_clip=_number(_typed(config, "largest-clip", float)),
         authority=None if wanted is None else load_authority(Path(str(wanted))).hex(),

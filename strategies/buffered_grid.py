@@ -77,7 +77,8 @@ class BufferedGrid(SecureGrid):
 
         Raises:
             ConfigurationError: As `SecureGrid`.
-            BudgetExhaustedError: The buffer would exceed the privacy budget; nothing was sent.
+            BudgetExhaustedError: The buffer would exceed the privacy budget; no update was asked
+                for.
         """
         batch = list(messages)
         if not any(is_training(message) for message in batch):

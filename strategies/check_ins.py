@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 from math import inf
 from typing import Final
@@ -224,15 +224,16 @@ class CheckIns:
     def go_on(self, state: CheckInState) -> None:
         """Take over from another process, whose nodes were restored: ask again what is running.
 
-        On a virtual clock each device is asked at the time when it was, and is as far now.
+        On a virtual clock each device is asked at the time when it was, and is as far now; on
+        any other it begins anew, with all of its time before it.
         """
         self._versions, self._waiting = state.versions, list(state.waiting)
         for number, data in state.contents.items():
             self._contents[number] = unpack_records(data)
         for task in state.running:
             self._pause_until(task.asked_at)
-            sent = self._contents[task.round_number]
-            self._push([task], sent, "train")
+            asked = replace(task, asked_at=self.clock.now())
+            self._push([asked], self._contents[task.round_number], "train")
         self._pause_until(state.now)
         self._traffic = Traffic()
 

@@ -224,6 +224,8 @@ def test_a_devices_demands_are_in_its_node_configuration(pki):
     assert policy.authority == load_authority(pki / "offline" / "root.pub").hex()
     assert (policy.minimum_cohort, policy.minimum_noise_multiplier) == (5, 1.0)
     assert policy.require_masks
+    assert policy.minimum_same_model == 2
+    assert policy_of({"minimum-same-model": 4}).minimum_same_model == 4
     with pytest.raises(ConfigurationError, match="largest-clip must be a float"):
         policy_of({"largest-clip": "1"})
     with pytest.raises(ConfigurationError, match="minimum-cohort must be a int"):

@@ -136,6 +136,21 @@ def test_a_deployed_run_gives_the_same_model_as_one_process_bit_for_bit(deployme
     )
 
 
+def test_a_deployed_fleet_trains_in_buffers(deployment, tmp_path):
+    folder = tmp_path / "buffered"
+    done = run(
+        *("submit", *deployment.coordinator, "--out", folder, *JOB, "rounds=3"),
+        *("schedule=buffered", "clients_per_round=2", "schedule.concurrency=3"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["survivors"] for line in lines] == [2] * 3
+    assert lines[0]["buffer"]["staleness_max"] == 0
+    assert all(line["downloads"] >= 2 for line in lines)
+    ledger = json.loads((folder / "ledger.json").read_text())
+    assert [release["round_number"] for release in ledger["releases"]] == [1, 2, 3]
+
+
 def test_a_run_that_cannot_be_held_ends_with_status_1_and_the_reason(deployment, tmp_path):
     done = run(
         *("submit", *deployment.coordinator, "--out", tmp_path / "run", *JOB),
