@@ -11,6 +11,7 @@ from fedcore.pipeline import (
     AdaptiveClip,
     Bonawitz,
     Buffer,
+    ByClass,
     ByExamples,
     Layer,
     Modular,
@@ -23,6 +24,7 @@ from fedcore.pipeline import (
 from fedcore.privacy import DistributedGaussian, DistributedSkellam, NoPrivacy
 from tests.fedcore.pipeline.rounds import private_plan, round_plan
 
+CLASSES = ByClass(widths=(0.5, 1.0), steps=(1.0, 1.0))
 GAUSSIAN = DistributedGaussian(noise_multiplier=1.0, delta=1e-5)
 
 # A legal change of every field, from a plan that has room for it.
@@ -35,6 +37,7 @@ CHANGED_RUN = {
     "secagg": NoSecAgg(),
     "weighting": ByExamples(),
     "downlink": Delta(4),
+    "shares": CLASSES,
     "error_feedback": True,
     "dropout": 0.2,
     "metric_slots": 3,
@@ -87,6 +90,16 @@ INNER = [
     (RunPlan(), {"secagg": Bonawitz(corrupt=0.2)}),
     (RunPlan(), {"secagg": Bonawitz(security_bits=41)}),
     (RunPlan(), {"secagg": Bonawitz(correctness_bits=31)}),
+    *(
+        (RunPlan(weighting=Uniform(), shares=CLASSES), {"shares": replace(CLASSES, **change)})
+        for change in (
+            {"widths": (0.25, 1.0)},
+            {"steps": (0.5, 1.0)},
+            {"structure": "nested"},
+            {"normalise": True},
+            {"least_trainers": 3},
+        )
+    ),
     (private_plan(), {"privacy": replace(GAUSSIAN, noise_multiplier=2.0)}),
     (private_plan(), {"privacy": replace(GAUSSIAN, delta=1e-6)}),
     (private_plan(), {"privacy": replace(GAUSSIAN, epsilon_budget=3.0)}),
