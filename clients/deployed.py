@@ -9,6 +9,8 @@
     helper-key                 the seed helper that it pins          `clients.policy`
     minimum-cohort, minimum-noise-multiplier, largest-clip           `clients.policy`
     minimum-same-model         company with its own model            `docs/asynchronous.md`
+    least-trainers, allow-parts                                      `docs/fleet.md`
+    profile, profile-link-kbps, profile-examples                     `clients.profile`
     data-path, partition-id    its examples, and its number          `clients.client_app`
     rehearsal-seed             see below
 
@@ -48,11 +50,14 @@ def policy_of(config: Mapping[str, Setting]) -> DevicePolicy:
     cohort = _typed(config, "minimum-cohort", int)
     alike = _typed(config, "minimum-same-model", int)
     noise = _typed(config, "minimum-noise-multiplier", float)
+    trainers = _typed(config, "least-trainers", int)
     return DevicePolicy(
         minimum_cohort=DevicePolicy().minimum_cohort if cohort is None else int(cohort),
         minimum_same_model=DevicePolicy().minimum_same_model if alike is None else int(alike),
         minimum_noise_multiplier=0.0 if noise is None else float(noise),
         largest_clip=_number(_typed(config, "largest-clip", float)),
+        least_trainers=DevicePolicy().least_trainers if trainers is None else int(trainers),
+        allow_parts=_switch(config, "allow-parts"),
         authority=None if wanted is None else load_authority(Path(str(wanted))).hex(),
         helper_key=_text(_typed(config, "helper-key", str)),
     )
@@ -86,6 +91,18 @@ def _typed(
     if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
         msg = (
             f"{key} must be a {kind.__name__} in the node's configuration, found "
+            f"{type(value).__name__}: correct it on the device"
+        )
+        raise ConfigurationError(msg)
+    return value
+
+
+def _switch(config: Mapping[str, Setting], key: str) -> bool:
+    """Return what a switch says that is on unless it is turned off."""
+    value = config.get(key, True)
+    if not isinstance(value, bool):
+        msg = (
+            f"{key} must be true or false in the node's configuration, found "
             f"{type(value).__name__}: correct it on the device"
         )
         raise ConfigurationError(msg)

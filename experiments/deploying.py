@@ -243,7 +243,8 @@ def _node_settings(options: argparse.Namespace, board: Board) -> dict[str, Setti
         **configured(options),
     }
     if options.data is not None:
-        read_file(options.data)
+        if not options.data.is_dir():  # a folder is mapped, see `fedcore.data.mapped`
+            read_file(options.data)
         settings["data-path"] = str(options.data.resolve())
     return settings
 

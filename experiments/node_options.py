@@ -86,6 +86,18 @@ def number(least: float, most: float = float("inf"), *, open_below: bool = False
     return take
 
 
+def one_of(*words: str) -> Callable[[str], str]:
+    """Return what takes one of some words."""
+
+    def take(text: str) -> str:
+        if text not in words:
+            msg = f"must be {' or '.join(words)}, got {text:.20}"
+            raise argparse.ArgumentTypeError(msg)
+        return text
+
+    return take
+
+
 def path(text: str) -> str:
     """Take the path of a file, which need not exist yet."""
     return str(Path(text).expanduser().resolve())
@@ -132,6 +144,15 @@ DEMANDS: Final = (
     ),
     Option("largest-clip", "largest-clip", _positive, "X", "refuse a larger bound on the norm"),
     Option(
+        "minimum-same-model", "minimum-same-model", whole(1, MOST_DEVICES), "N",
+        "refuse buffers in which fewer trained from the same model (default: 2)",
+    ),
+    Option(
+        "least-trainers", "least-trainers", whole(1, MOST_DEVICES), "N",
+        "refuse rounds that show a weight's sum over fewer devices (default: 2)",
+    ),
+    Option("no-parts", "allow-parts", None, "", "refuse rounds in which some train only a part"),
+    Option(
         "helper-key", "helper-key", key_in_hex, "HEX",
         "the seed helper to trust, as `helper key` printed it; without it, none",
     ),
@@ -174,16 +195,30 @@ LIMITS: Final = (
 )  # fmt: skip
 """When it works, and how far it stands back."""
 
-_SWITCHES: Final[Mapping[str, bool]] = {"no-reasons": False}
+PROFILE: Final = (
+    Option(
+        "profile", "profile", one_of("hardware", "none"), "WHAT",
+        "told to runs with classes of devices, in powers of two: hardware (the default) or none",
+    ),
+    Option(
+        "link-kbps", "profile-link-kbps", _positive, "KBPS",
+        "speed of the slower way of its link, told with the hardware",
+    ),
+    Option("count-examples", "profile-examples", None, "", "tell how many examples it has, too"),
+)  # fmt: skip
+"""What it tells of itself."""
+
+_SWITCHES: Final[Mapping[str, bool]] = {"no-reasons": False, "no-parts": False}
 """What a switch sets, where that is not true."""
 
 
 def add_node_options(leaf: argparse.ArgumentParser) -> None:
-    """Add all options of the three tables."""
+    """Add all options of the tables."""
     for title, options in (
         ("how it runs", BOARD),
         ("what it demands of every round", DEMANDS),
         ("when it works, see docs/devices.md", LIMITS),
+        ("what it tells of itself, see docs/fleet.md", PROFILE),
     ):
         group = leaf.add_argument_group(title)
         for option in options:
@@ -206,7 +241,9 @@ def configured(options: argparse.Namespace) -> dict[str, Setting]:
     Raises:
         ConfigurationError: The apps would refuse one.
     """
-    settings = {option.key: value for option, value in _given((*DEMANDS, *LIMITS), options)}
+    settings = {
+        option.key: value for option, value in _given((*DEMANDS, *LIMITS, *PROFILE), options)
+    }
     check_configuration(settings)
     return settings
 
@@ -230,7 +267,7 @@ def check_configuration(settings: Mapping[str, Setting]) -> None:
 def arguments(options: argparse.Namespace) -> list[str]:
     """Return the command line that gives the same options."""
     given: list[str] = []
-    for option, value in _given((*BOARD, *DEMANDS, *LIMITS), options):
+    for option, value in _given((*BOARD, *DEMANDS, *LIMITS, *PROFILE), options):
         if value != option.default:
             given.append(f"--{option.name}")
             given += [] if option.take is None else [str(value)]

@@ -230,6 +230,19 @@ def test_a_devices_demands_are_in_its_node_configuration(pki):
         policy_of({"largest-clip": "1"})
     with pytest.raises(ConfigurationError, match="minimum-cohort must be a int"):
         policy_of({"minimum-cohort": True})
+    with pytest.raises(ConfigurationError, match="allow-parts must be true or false"):
+        policy_of({"allow-parts": "false"})
+
+
+def test_a_node_takes_its_examples_from_a_file_or_a_folder_that_is_there(pki, tmp_path, capsys):
+    node = ("node", "--keys", pki / "device-1", "--state", tmp_path / "s", "--partition", 0)
+    node = (*node, "--superlink", "localhost:9092", "--unit", "--data")
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples.npz").touch()
+    for name in ("examples", "examples.npz"):
+        assert run(*node, tmp_path / name) == 0
+        assert f"--data {tmp_path / name} " in capsys.readouterr().out
+    assert "cannot read" in line_of(capsys, *node, tmp_path / "nowhere.npz")
 
 
 def context(**config):

@@ -5,9 +5,19 @@ from dataclasses import fields
 
 import pytest
 
+from clients.deployed import policy_of
 from clients.limits import Limits, key_of, limits_of
+from clients.policy import DevicePolicy
 from clients.priority import Priority, priority_of
-from experiments.node_options import BOARD, DEMANDS, LIMITS, add_node_options, arguments, configured
+from experiments.node_options import (
+    BOARD,
+    DEMANDS,
+    LIMITS,
+    PROFILE,
+    add_node_options,
+    arguments,
+    configured,
+)
 from fedcore.errors import ConfigurationError
 
 EVERYTHING = [
@@ -16,6 +26,8 @@ EVERYTHING = [
     *("--teacher", "/models/teacher", "--teacher-key", "/models/root.pub", "--rehearse", "7"),
     *("--opt-out", "/tmp/stop", "--hours", "22:00-06:00", "--charging", "--least-battery", "40"),
     *("--most-celsius", "70", "--most-load", "0.5", "--least-memory", "600"),
+    *("--minimum-same-model", "3", "--least-trainers", "4", "--no-parts", "--profile", "none"),
+    *("--link-kbps", "2000", "--count-examples"),
     *("--metered", "/run/metered", "--no-reasons", "--nice", "19", "--oom-score", "500"),
 ]
 
@@ -45,6 +57,12 @@ def test_the_apps_read_what_was_asked_for():
     assert settings["helper-key"] == "ab" * 32
     assert settings["teacher-path"] == "/models/teacher"
     assert settings["rehearsal-seed"] == 7
+    assert settings["profile"] == "none"
+    assert settings["profile-link-kbps"] == 2000.0
+    assert settings["profile-examples"] is True
+    policy = policy_of(settings)
+    assert (policy.minimum_same_model, policy.least_trainers, policy.allow_parts) == (3, 4, False)
+    assert policy_of({}) == DevicePolicy()
 
 
 def test_nothing_is_set_unless_it_is_asked_for():
@@ -58,7 +76,7 @@ def test_the_options_can_be_written_down_and_read_again():
 
 
 def test_no_two_options_have_one_name():
-    names = [option.name for option in (*BOARD, *DEMANDS, *LIMITS)]
+    names = [option.name for option in (*BOARD, *DEMANDS, *LIMITS, *PROFILE)]
     assert len(set(names)) == len(names)
 
 
