@@ -130,7 +130,7 @@ def test_whoever_is_killed_at_whichever_stage_no_sum_is_wrong_and_no_entry_lost(
     campaign.hold(0, len(SCRIPT) + 1, time.monotonic() + 1500)
     assert campaign.broken == []
     assert campaign.rounds == len(SCRIPT) + 1
-    assert campaign.completed >= 2
+    assert campaign.completed >= 1  # others are lost with their coordinator
     assert set(campaign.done) == {kind for faults in SCRIPT.values() for kind, _, _ in faults}
 
 
