@@ -1,7 +1,8 @@
 """Limits, as a node's configuration sets them, and the decision on what was read."""
 
+import argparse
 import re
-import tomllib
+import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from clients.guard import decide, guard_of, guard_with
 from clients.limits import Limits, key_of, limits_of
 from clients.priority import Priority, priority_of
 from clients.sensors import Readings
+from experiments.node_options import add_node_options, configured
 from fedcore.errors import ConfigurationError
 
 EVERY = Limits(
@@ -154,10 +156,13 @@ def test_a_node_reads_the_files_that_its_configuration_names(tmp_path):
 
 def test_the_page_about_devices_names_every_key_and_its_example_runs(capsys):
     page = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
+    parser = argparse.ArgumentParser()
+    add_node_options(parser)
     for field in fields(Limits):
         assert f"| `{key_of(field.name)}` |" in page
-    (command,) = re.findall(r"--node-config '(.*?)'", page, re.DOTALL)
-    config = tomllib.loads(re.sub(r"\s+(?=[a-z-]+=)", "\n", command))
+    (command,) = re.findall(r"experiments\.deploy node (.*?)```", page, re.DOTALL)
+    options = parser.parse_known_args(shlex.split(command.replace("\\\n", " ")))[0]
+    config = configured(options)
     assert limits_of(config) != Limits()
     assert priority_of(config) == Priority(nice=19, oom_score=500)
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
