@@ -43,7 +43,7 @@ COMPANIONS = {
     ("schedule", "buffered"): ["weighting=uniform"],
     ("schedule", "buffered_30"): ["weighting=uniform", "clients=30"],
     ("devices", "mixed"): ["weighting=uniform"],
-    ("devices", "large_only"): ["weighting=uniform"],
+    ("devices", "large_only"): ["weighting=uniform", "clients_per_round=5"],
     ("devices", "fewer_steps"): ["weighting=uniform", "training.epochs=2"],
     ("strategy", "krum"): PLAIN,
     ("strategy", "fedmedian"): PLAIN,

@@ -124,12 +124,12 @@ def test_a_run_that_goes_on_does_not_wait_for_ever_for_a_node_that_it_knows():
     earlier = {1000: "0", 1001: "1", 4711: "2"}
     with InProcessGrid(named_app(str), [{}] * 2, {}) as nodes:
         grid = RecordingGrid(nodes)
-        assert discover(grid, nodes=3, seconds=300.0, clock=clock, known=earlier) == earlier
+        assert discover(grid, nodes=3, seconds=300.0, clock=clock, known=earlier).labels == earlier
         assert grid.sent == []  # nobody was asked again
         # One that is back under another number is not there twice.
         moved = {1000: "0", 4711: "1", 4712: "2"}
         found = discover(grid, nodes=3, seconds=300.0, clock=clock, known=moved)
-    assert found == {1000: "0", 1001: "1", 4712: "2"}
+    assert found.labels == {1000: "0", 1001: "1", 4712: "2"}
     assert clock.now() == pytest.approx(120.0, abs=0.4)
 
 
