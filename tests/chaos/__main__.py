@@ -6,6 +6,7 @@ two kinds are counted apart. Exit status 1 if anything that must hold did not.
 """
 
 import argparse
+import json
 import logging
 import shutil
 import signal
@@ -24,7 +25,9 @@ RUN_ROUNDS = 10
 
 
 def say(text: str) -> None:
-    pass
+    """Print a line at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def real(options: argparse.Namespace, folder: Path) -> Campaign:
@@ -72,7 +75,7 @@ def main() -> int:
     say(f"in process: {played['completed']} of {played['rounds']} rounds completed")
     held = real(options, folder) if options.rounds else None
     broken = [*played["broken"], *([] if held is None else held.broken)]
-    {
+    summary = {
         "seed": options.seed,
         "real_rounds": 0 if held is None else held.rounds,
         "real_rounds_completed": 0 if held is None else held.completed,
@@ -83,6 +86,7 @@ def main() -> int:
         "violations": broken,
         "minutes": round((time.monotonic() - began) / 60, 1),
     }
+    say(json.dumps(summary, indent=2))
     return 1 if broken else 0
 
 
