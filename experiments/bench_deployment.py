@@ -147,14 +147,14 @@ class Site:
             days=1, now=int(time.time()), entropy=SystemEntropy(),
         )  # fmt: skip
         coordinator = Coordinator(
-            CoordinatorKeys(pki / "coordinator"), self.folder / "coordinator", _free_port()
+            CoordinatorKeys(pki / "coordinator"),
+            self.folder / "coordinator",
+            _free_port(),
+            database,
         )
         self._coordinator = coordinator
         prepare(coordinator.state, SystemEntropy())
         commands = coordinator.commands()
-        if not database:
-            place = commands["superlink"].index("--database")
-            del commands["superlink"][place : place + 2]
         processes = self.stack.enter_context(started(commands, coordinator.state))
         self._superlink = processes["superlink"].pid
         authority = coordinator.keys.folder / certificates.CA

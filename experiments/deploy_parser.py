@@ -63,6 +63,11 @@ def _add_superlink(groups: Any, exits: str) -> None:
         "--public-port", type=whole(1, 65_535), default=PUBLIC_PORT, metavar="N",
         help=f"on which nginx serves devices (default: {PUBLIC_PORT})",
     )  # fmt: skip
+    leaf.add_argument(
+        "--in-memory", action="store_true",
+        help="no database: rounds take a third of the time, and a SuperLink that is started again "
+        "knows no runs; `submit` goes on from its checkpoint all the same",
+    )  # fmt: skip
     _add_unit(leaf)
     leaf.set_defaults(run=deploying.superlink)
 

@@ -40,7 +40,7 @@ from experiments.processes import (
     wait_forever,
     wait_until,
 )
-from experiments.submission import FlowerLink, Submission, admit, nodes, runs
+from experiments.submission import FlowerLink, Submission, admit, forget_admitted, nodes, runs
 from fedcore.crypto import SystemEntropy
 from fedcore.errors import ConfigurationError, FedcoreError
 from fedcore.keyfiles import load_authority, read_file
@@ -69,13 +69,17 @@ def certs(options: argparse.Namespace, now: int) -> list[Any]:
 def superlink(options: argparse.Namespace, now: int) -> list[Any]:
     """Serve devices until stopped."""
     del now
-    coordinator = _coordinator(options)
+    coordinator = replace(_coordinator(options), database=not options.in_memory)
     coordinator.keys.check()
     proxy = proxy_configuration(coordinator, options.public_port)
     if options.unit:
         state = (*_flags(options, "keys", "state"), "--port", str(options.port))
-        return [unit("superlink", ["superlink", *state, "--public-port", str(options.public_port)])]
+        memory = ["--in-memory"] if options.in_memory else []
+        public = ("--public-port", str(options.public_port))
+        return [unit("superlink", ["superlink", *state, *public, *memory])]
     prepare(coordinator.state, SystemEntropy())
+    if not coordinator.database:
+        forget_admitted(coordinator)
     (coordinator.state / "nginx.conf").write_text(proxy, encoding="utf-8")
     authority = coordinator.keys.folder / "ca.crt"
     commands = coordinator.commands()

@@ -69,15 +69,19 @@ class Coordinator:
         keys: Its folder of `experiments.parties`.
         state: Folder for the database, the logs and the secret.
         port: Of the SuperLink, on loopback.
+        database: Whether it keeps runs and nodes on the disk. Without, each question costs it a
+            third, and it begins anew whenever it is started.
     """
 
     keys: CoordinatorKeys
     state: Path
     port: int
+    database: bool = True
 
     def commands(self) -> dict[str, list[str]]:
         """Return the command of each process, by the name of its log."""
         folder, secret = self.keys.folder, str(self.state / SECRET)
+        database = ("--database", str(self.state / "state.db")) if self.database else ()
         return {
             "superlink": [
                 program("flower-superlink"),
@@ -86,7 +90,7 @@ class Coordinator:
                 *("--ssl-keyfile", str(folder / certificates.SERVER_KEY)),
                 "--enable-supernode-auth",
                 *("--isolation", "process", "--superexec-auth-secret-file", secret),
-                *("--database", str(self.state / "state.db")),
+                *database,
                 *("--host", LOOPBACK, "--port", str(self.port)),
                 "--disable-runtime-dependency-installation",
             ],

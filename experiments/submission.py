@@ -163,6 +163,11 @@ def admit(coordinator: Coordinator) -> list[str]:
     return new
 
 
+def forget_admitted(coordinator: Coordinator) -> None:
+    """Have all devices admitted again: a SuperLink in memory begins without any."""
+    (coordinator.state / "admitted.json").unlink(missing_ok=True)
+
+
 def nodes(coordinator: Coordinator) -> list[tuple[str, str]]:
     """Return the name and status of each SuperNode that was admitted."""
     file = coordinator.state / "admitted.json"

@@ -190,7 +190,7 @@ class Federation:
         return (
             *("node", "--keys", own, "--state", self.folder / f"state-{own.parent.name}-{number}"),
             *("--superlink", f"localhost:{port}", "--partition", number),
-            *("--port", free_port(), "--rehearse", self.seed),
+            *("--rehearse", self.seed),
         )
 
     def node_state(self, number: int) -> Path:

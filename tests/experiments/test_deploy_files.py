@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,20 @@ def test_the_superlink_listens_on_loopback_with_tls_and_asks_for_keys(pki, tmp_p
     assert "--enable-supernode-auth" in superlink
     assert "--insecure" not in superlink + superexec
     assert options(superexec) >= {"--runtime-api-address": "127.0.0.1:9092"}.items()
+    in_memory, _ = replace(coordinator, database=False).commands().values()
+    assert "--database" not in in_memory
+    assert set(superlink) - set(in_memory) == {"--database", str(tmp_path / "state" / "state.db")}
+
+
+def test_a_superlink_in_memory_is_told_of_all_devices_again(pki, tmp_path, capsys):
+    coordinator = Coordinator(CoordinatorKeys(pki / "coordinator"), tmp_path, 9092)
+    (tmp_path / "admitted.json").write_text('{"7": "device-1"}')
+    submission.forget_admitted(coordinator)
+    submission.forget_admitted(coordinator)  # there may be nothing to forget
+    assert not (tmp_path / "admitted.json").exists()
+    arguments = ("superlink", "--keys", pki / "coordinator", "--state", tmp_path, "--in-memory")
+    assert run(*arguments, "--unit") == 0
+    assert "--in-memory" in capsys.readouterr().out
 
 
 def options(command):
