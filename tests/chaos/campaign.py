@@ -10,6 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -74,8 +75,15 @@ class Campaign:
         output = federation.folder / f"run-{number}"
         run = Run(federation, output, overrides(federation.devices, rounds, federation.seed))
         tails = Tail(output / TRACE), Tail(output / "metrics.jsonl")
-        current, told, heard = 0, 0, time.monotonic()
         self._releases = []
+        with ExitStack() as stack:
+            stack.callback(run.stop)  # also where somebody stops the campaign
+            self._watch(run, number, tails, deadline)
+
+    def _watch(self, run: Run, number: int, tails: tuple[Tail, Tail], deadline: float) -> None:
+        """Hurt one run as long as it lasts, and check it."""
+        federation, output = self.federation, run.output
+        current, told, heard = 0, 0, time.monotonic()
         while run.ended is None and time.monotonic() < deadline:
             federation.keep_up()
             run.keep_up()
