@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 import numpy.typing as npt
 
-_UNREADABLE: Final = (
+UNREADABLE: Final = (
     ValueError,
     TypeError,
     EOFError,
@@ -31,6 +31,7 @@ _UNREADABLE: Final = (
     zlib.error,
     TokenError,
 )
+"""What numpy lets through from a file that is not what it claims to be."""
 
 
 def read_arrays(
@@ -48,7 +49,7 @@ def read_arrays(
             msg = "it holds a single array (.npy)"
             raise ValueError(msg)  # noqa: TRY004 - as whatever else is wrong with it
         arrays: dict[str, Any] = {name: archive[name] for name in wanted if name in archive.files}
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(reason) from error
     for name, array in arrays.items():

@@ -21,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from fedcore.archive import UNREADABLE
 from fedcore.data.dataset import Dataset
 from fedcore.errors import DataError
 
@@ -84,7 +85,7 @@ def map_arrays(
             continue
         try:
             arrays[name] = np.load(folder / f"{name}{_SUFFIX}", mmap_mode="c", allow_pickle=False)
-        except (ValueError, TypeError, EOFError, OverflowError) as error:
+        except UNREADABLE as error:
             msg = f"{name}{_SUFFIX}: {' '.join(str(error).split())}"
             raise ValueError(msg) from error
     return arrays, found

@@ -23,14 +23,21 @@ from flwr.app import ConfigRecord, RecordDict
 
 from clients.journal import Answer, AnsweredJournal
 from experiments import enrollment
+from experiments.edge import parcels
 from experiments.report import read_run
 from fedcore.codec import Broadcast
 from fedcore.crypto import ReplayedEntropy
 from fedcore.crypto.signatures import SigningKey, VerifyKey
-from fedcore.data import NpzFile, load
+from fedcore.data import Digits, NpzFile, load
+from fedcore.data.mapped import write_mapped
 from fedcore.device.__main__ import read_samples
 from fedcore.device.store import open_release
-from fedcore.errors import ConfigurationError, DataError, VerificationError
+from fedcore.errors import (
+    ConfigurationError,
+    DataError,
+    LocalProtocolError,
+    VerificationError,
+)
 from fedcore.job import Job, NoClip, NoQuantize
 from fedcore.keyfiles import load_identity
 from fedcore.manifest import (
@@ -47,6 +54,7 @@ from fedcore.manifest import (
 )
 from fedcore.pipeline import NoSecAgg
 from fedcore.privacy import PrivacyLedger, Release
+from fedcore.sealed import BrokenSealError, Seal
 from fedcore.telemetry import skipped
 from fedcore.training import Evaluation
 from fedcore.vectors import Layout
@@ -73,6 +81,7 @@ def document_targets(folder: Path) -> list[Target]:
         *_checkpoints(),
         *_identities(folder),
         *_arrays(folder),
+        *_boards(folder),
         *_runs(folder),
     ]
 
@@ -338,6 +347,46 @@ def _arrays(folder: Path) -> list[Target]:
             ),
         ]
     return targets
+
+
+def _boards(folder: Path) -> list[Target]:
+    """What the processes of a board keep and pass on, and a data set that they map."""
+    seal = Seal(bytes(range(32)))
+    corpus = [seal.close("answers", b"a journal" * length) for length in (0, 1, 40)]
+    passed = []
+    for parts in ([], [b""], [b"head", b"a model" * 9]):
+        descriptor = parcels.new_file()
+        parcels.write(descriptor, parts)
+        passed.append(os.pread(descriptor, 1 << 16, 0))
+        os.close(descriptor)
+    mapped = folder / "mapped"
+    write_mapped(load(Digits()), mapped)
+    labels = (mapped / "y_test.npy").read_bytes()
+
+    def map_labels(data: bytes) -> object:
+        (mapped / "y_test.npy").write_bytes(data)
+        return load(NpzFile(path=str(mapped)))
+
+    return [
+        Target(
+            "sealed file",
+            corpus,
+            partial(seal.open, "answers"),
+            BrokenSealError,
+            relatives=[seal.close("contexts", b"a journal"), Seal(bytes(32)).close("answers", b"")],
+        ),
+        Target("parcel", passed, _parcel, LocalProtocolError),
+        Target("data set: mapped array", [labels], map_labels, DataError, share=1),
+    ]
+
+
+def _parcel(data: bytes) -> object:
+    descriptor = parcels.new_file()
+    try:
+        os.pwrite(descriptor, data, 0)
+        return parcels.read(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _archive(array: bytes, template: bytes) -> bytes:

@@ -17,7 +17,7 @@ from fedcore.errors import (
     PeerProtocolError,
     RoundAbortedError,
 )
-from fedcore.pipeline import Bonawitz, NoSecAgg, RoundPlan, SeedHelper
+from fedcore.pipeline import Bonawitz, Buffer, ByClass, NoSecAgg, RoundPlan, SeedHelper
 from fedcore.pipeline.envelope import Envelope
 from fedcore.ring import Ring, pack, unpack
 from fedcore.secagg import Certificate, Plan, decode, dump_state, encode, load_state
@@ -141,6 +141,11 @@ def _plans() -> list[Target]:
         round_plan(private_plan(secagg=Bonawitz(authority="ab" * 32)), clients=50, attempt=2),
         round_plan(private_plan(secagg=NoSecAgg())),
         round_plan(private_plan(secagg=SeedHelper(public_key="cd" * 32))),
+        round_plan(
+            private_plan(),
+            buffer=Buffer(versions=("ab" * 32, "cd" * 32), staleness=(0, 0, 1, 1, 0)),
+        ),
+        round_plan(private_plan(shares=ByClass(widths=(0.5, 1.0), steps=(1.0, 1.0)))),
     )
     plans = (OPEN, SIGNED, complete_plan(40, neighbours=12, threshold=7))
     return [

@@ -84,6 +84,7 @@ def test_a_folder_that_cannot_be_written_leaves_nothing_behind(pictures, tmp_pat
         pytest.param(lambda data: b"", id="empty"),
         pytest.param(lambda data: b"PK" + data[2:], id="another format"),
         pytest.param(lambda data: data.replace(b"'<f4'", b"'|O' "), id="pickled objects"),
+        pytest.param(lambda data: data.replace(b"), }", b"(, ["), id="a header without an end"),
     ],
 )
 def test_a_damaged_file_is_told_by_name(folder, damage):
