@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Discriminator
 
-from fedcore.pipeline.plan import SumPrivacy
+from fedcore.pipeline.choices import SumPrivacy
 from fedcore.privacy import Central, Distributed, NoPrivacy
 from fedcore.training import ExampleLevelPrivacy
 

@@ -44,16 +44,9 @@ from fedcore.pipeline import (
     RunPlan,
     Uniform,
 )
+from fedcore.pipeline.choices import Downlink, Quantizer, Rotate, SecAgg, Sparsify, Weighting
 from fedcore.pipeline.envelope import STAGES
-from fedcore.pipeline.plan import (
-    Downlink,
-    Quantizer,
-    Rotate,
-    SecAgg,
-    Sparsify,
-    Weighting,
-    canonical_json,
-)
+from fedcore.pipeline.round_plan import canonical_json
 from fedcore.privacy import NoPrivacy
 from fedcore.training import LocalTraining
 

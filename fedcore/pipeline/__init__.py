@@ -3,22 +3,22 @@
 from fedcore.pipeline.bound import BoundRound, bind_round
 from fedcore.pipeline.buffer import Buffer, staleness_weight
 from fedcore.pipeline.central import CoordinatorNoise, FreshNoise
+from fedcore.pipeline.choices import (
+    Bonawitz,
+    ByExamples,
+    Modular,
+    NoSecAgg,
+    SeedHelper,
+    Uniform,
+)
 from fedcore.pipeline.clear import ClearSum
 from fedcore.pipeline.clipping import AdaptiveClip, Layer, PerLayerClip, first_norm
 from fedcore.pipeline.collect import MeanUpdate, agreed_names, decode_sum
 from fedcore.pipeline.correlated import NoiseTape
 from fedcore.pipeline.envelope import BOX, PART, RECORD, VECTOR, VECTOR_TYPE, Envelope, typed
 from fedcore.pipeline.model import model_digest
-from fedcore.pipeline.plan import (
-    Bonawitz,
-    ByExamples,
-    Modular,
-    NoSecAgg,
-    RoundPlan,
-    RunPlan,
-    SeedHelper,
-    Uniform,
-)
+from fedcore.pipeline.plan import RunPlan
+from fedcore.pipeline.round_plan import RoundPlan
 from fedcore.pipeline.selection import layers_of, support_of
 from fedcore.pipeline.shares import ByClass, Shares, Trainers, Whole, sent_by, trainers_of
 from fedcore.pipeline.target import bind_first, projected_epsilon, resolve, with_noise

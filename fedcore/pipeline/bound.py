@@ -20,8 +20,9 @@ from fedcore.codec import (
     narrowest_ring,
 )
 from fedcore.errors import ConfigurationError
+from fedcore.pipeline.choices import Bonawitz, Modular, SeedHelper
 from fedcore.pipeline.clip_stage import ClipStage, clip_stage
-from fedcore.pipeline.plan import Bonawitz, Modular, RoundPlan, SeedHelper
+from fedcore.pipeline.round_plan import RoundPlan
 from fedcore.pipeline.selection import selection_of
 from fedcore.privacy import (
     Calibration,

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedcore.codec import Clip, ClipSegments, PartlyDense, RandomK, Support, TellingClip
 from fedcore.pipeline.clipping import AdaptiveClip, PerLayerClip
-from fedcore.pipeline.plan import RoundPlan
+from fedcore.pipeline.round_plan import RoundPlan
 from fedcore.pipeline.selection import Selection
 from fedcore.privacy import NoPrivacy, stated_noise
 

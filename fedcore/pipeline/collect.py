@@ -11,7 +11,7 @@ from fedcore.codec import TellingClip
 from fedcore.errors import RoundAbortedError
 from fedcore.pipeline.bound import FIXED_SLOTS, BoundRound
 from fedcore.pipeline.central import CoordinatorNoise, add_noise
-from fedcore.pipeline.plan import ByExamples
+from fedcore.pipeline.choices import ByExamples
 from fedcore.pipeline.upload import FRACTION_BITS
 from fedcore.vectors import RealVector, RingVector
 

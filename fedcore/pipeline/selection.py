@@ -20,7 +20,8 @@ from fedcore.codec import (
 )
 from fedcore.codec.partly_dense import Ranges
 from fedcore.pipeline.clipping import Layer
-from fedcore.pipeline.plan import RoundPlan, RunPlan
+from fedcore.pipeline.plan import RunPlan
+from fedcore.pipeline.round_plan import RoundPlan
 from fedcore.vectors import Layout, RealVector
 
 Selection: TypeAlias = Dense | RandomK | Sketch | Support | PartlyDense

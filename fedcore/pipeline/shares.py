@@ -43,7 +43,7 @@ from fedcore.models.parts import Structure, part_of
 from fedcore.vectors import Layout, RealVector
 
 if TYPE_CHECKING:
-    from fedcore.pipeline.plan import RoundPlan
+    from fedcore.pipeline.round_plan import RoundPlan
 
 MOST_CLASSES = 16
 

@@ -21,8 +21,10 @@ from typing import NamedTuple
 from fedcore.codec import Clip
 from fedcore.errors import ConfigurationError
 from fedcore.pipeline.bound import BoundRound, bind_round
+from fedcore.pipeline.choices import Modular
 from fedcore.pipeline.clipping import Layer, PerLayerClip, first_norm
-from fedcore.pipeline.plan import Modular, RoundPlan, RunPlan
+from fedcore.pipeline.plan import RunPlan
+from fedcore.pipeline.round_plan import RoundPlan
 from fedcore.pipeline.selection import support_of
 from fedcore.privacy import Found, NoPrivacy, PrivacyLedger, least_noise
 from fedcore.privacy.target import not_positive, rounded_up

@@ -11,7 +11,7 @@ import numpy as np
 from fedcore.crypto import Entropy
 from fedcore.errors import ConfigurationError, LocalProtocolError
 from fedcore.pipeline.bound import BoundRound
-from fedcore.pipeline.plan import ByExamples
+from fedcore.pipeline.choices import ByExamples
 from fedcore.vectors import RealVector, RingVector
 
 FRACTION_BITS = 16
