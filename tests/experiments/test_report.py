@@ -9,7 +9,8 @@ import pytest
 from matplotlib.image import imread
 
 from experiments import plots
-from experiments.report import main, read_run, write_report
+from experiments.report import main, write_report
+from experiments.run_files import read_run
 from fedcore.errors import ConfigurationError
 from fedcore.privacy import PrivacyLedger, Release
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from experiments.report import read_run, write_report
+from experiments.report import write_report
+from experiments.run_files import read_run
 from experiments.wire import round_bytes, run_bytes
 from fedcore.engine import InProcessGrid
 from fedcore.telemetry import Traffic

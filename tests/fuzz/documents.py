@@ -24,7 +24,7 @@ from flwr.app import ConfigRecord, RecordDict
 from clients.journal import Answer, AnsweredJournal
 from experiments import enrollment
 from experiments.edge import parcels
-from experiments.report import read_run
+from experiments.run_files import read_run
 from fedcore.codec import Broadcast
 from fedcore.crypto import ReplayedEntropy
 from fedcore.crypto.signatures import SigningKey, VerifyKey
