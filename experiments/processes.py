@@ -14,7 +14,6 @@ Nothing here reports home, looks for updates or installs packages.
 
 from __future__ import annotations
 
-import ctypes
 import http.client
 import os
 import signal
@@ -31,6 +30,7 @@ from types import FrameType
 from typing import Final, NoReturn, TypeAlias
 
 from experiments import certificates
+from experiments.edge.family import follow_parent
 from experiments.edge.pace import Pace
 from experiments.edge.settings import FILE as SETTINGS
 from experiments.edge.settings import Settings
@@ -51,7 +51,6 @@ Setting: TypeAlias = str | int | float | bool
 _POLL_SECONDS: Final = 0.2
 _STOP_SECONDS: Final = 20.0
 _TAIL_LINES: Final = 8
-_PR_SET_PDEATHSIG: Final = 1
 _EDGE: Final = Path(__file__).parent / "edge"
 """Called by its path: what it forks must not have this repository on its path."""
 _TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -280,22 +279,11 @@ def started(
                 stdin=subprocess.DEVNULL,
                 env=environment(state),
                 start_new_session=True,  # so that `_stop` reaches what it starts itself
-                preexec_fn=_ends_with_its_parent,  # noqa: PLW1509 - no thread, one system call
+                # Who is killed cannot stop what it started: a SuperLink would keep its port.
+                preexec_fn=partial(follow_parent, signal.SIGTERM),  # noqa: PLW1509 - no thread
             )
             stack.callback(_stop, processes[name])
         yield processes
-
-
-def _prctl() -> Callable[[], object]:
-    """Return what has a new process asked to end when its parent dies, on Linux."""
-    if not sys.platform.startswith("linux"):
-        return lambda: None
-    call = ctypes.CDLL(None).prctl
-    return partial(call, _PR_SET_PDEATHSIG, signal.SIGTERM.value)
-
-
-_ends_with_its_parent: Final = _prctl()
-"""Who is killed cannot stop what it started: a SuperLink would go on, and keep its port."""
 
 
 def wait_until(

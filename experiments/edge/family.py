@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -78,9 +79,15 @@ def fork(
         os._exit(status)
 
 
-def follow_parent() -> None:
-    """End this process when its parent ends, also if that is killed."""
+def follow_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """End this process when its parent ends, also if that is killed; on Linux.
+
+    Args:
+        number: The signal that ends it.
+    """
+    if not sys.platform.startswith("linux"):
+        return
     parent = os.getppid()
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, number.value)
     if os.getppid() != parent:
         os._exit(1)
