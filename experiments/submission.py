@@ -27,6 +27,8 @@ PACKAGES: Final = ("fedcore", "clients", "strategies", "experiments")
 _ROOT: Final = Path(__file__).parents[1]
 _ANSWER_SECONDS: Final = 120.0
 """After which a SuperLink that took a question counts as away."""
+_UNAVAILABLE: Final = "Connection to the SuperLink is unavailable"
+"""What Flower's commands say then."""
 MANIFEST: Final = """\
 [build-system]
 requires = ["setuptools>=77"]
@@ -140,7 +142,9 @@ def flwr(coordinator: Coordinator, *arguments: str) -> dict[str, Any]:
             f"flwr {' '.join(arguments[:2])} failed: {' '.join(str(said).split())[:400]} "
             "(is the SuperLink running, with this --state and --port?)"
         )
-        if not answers(coordinator.port, coordinator.keys.folder / certificates.CA):
+        # It may be back by now: what the question met counts as well.
+        there = answers(coordinator.port, coordinator.keys.folder / certificates.CA)
+        if _UNAVAILABLE in str(said) or not there:
             raise UnreachableError(msg)
         raise ConfigurationError(msg)
     return answer
