@@ -42,9 +42,10 @@ from clients.participation import spacing_of
 from clients.policy import DevicePolicy
 from clients.requests import request_digest
 from clients.trained import KeptUpdate
+from clients.words import kept_here
 from fedcore.crypto import Entropy, SystemEntropy
 from fedcore.engine import to_arrays, to_record
-from fedcore.errors import ConfigurationError, FedcoreError, PeerProtocolError
+from fedcore.errors import ConfigurationError, PeerProtocolError
 from fedcore.pipeline import (
     BOX,
     PART,
@@ -92,10 +93,6 @@ EntropySource: TypeAlias = Callable[[Context], Entropy]
 _WORK: Final = frozenset((MessageType.TRAIN, MessageType.EVALUATE))
 
 
-class TrainingFailedError(FedcoreError):
-    """The train function raised an error, whose text may quote examples: Flower would send it."""
-
-
 def secagg_mod(
     policy: DevicePolicy | None = None,
     *,
@@ -136,10 +133,10 @@ def secagg_mod(
     )
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        if RECORD not in message.content.config_records:
-            return _outside_of_rounds(device, message, context, call_next)
-        session = _Session(message, context, call_next, device, source(context))
-        return session.answer()
+        with kept_here("the device", context.node_config):
+            if RECORD not in message.content.config_records:
+                return _outside_of_rounds(device, message, context, call_next)
+            return _Session(message, context, call_next, device, source(context)).answer()
 
     return mod
 
@@ -164,7 +161,8 @@ def _outside_of_rounds(
         reason = device.guard(context)
         if reason is not None:
             return Message(Error(DECLINE_CODE, reason), reply_to=message)
-    return call_next(message, context)
+    with kept_here("the app", context.node_config):
+        return call_next(message, context)
 
 
 def _system_entropy(context: Context) -> Entropy:
@@ -415,13 +413,8 @@ class _Session:
 
     def _call_train(self) -> Message:
         """Call the train function; what it says of examples when it fails stays here."""
-        try:
+        with kept_here("the train function", self.context.node_config):
             return self.call_next(self.message, self.context)
-        except FedcoreError:
-            raise
-        except Exception as error:
-            msg = f"the train function failed with {type(error).__name__}: see the device's log"
-            raise TrainingFailedError(msg) from error
 
     def _upload_kept(self, bound: BoundRound, buffer: Buffer, seat: int | None) -> Upload:
         """Encode what this device trained when it was asked to, weighed by its age."""

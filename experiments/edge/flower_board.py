@@ -19,6 +19,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -370,7 +371,7 @@ def answer(
     try:
         reply = load()(message=message, context=context)
     except Exception as error:  # noqa: BLE001 - any error of the app becomes a reply
-        log(f"the ClientApp raised {error!r}")
+        log("the ClientApp failed:\n" + "".join(traceback.format_exception(error)).rstrip())
         reply = Message(_error(error), reply_to=message)
         # What an app did to its Context before it failed is kept, as Flower does.
     del message

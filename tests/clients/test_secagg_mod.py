@@ -9,7 +9,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.serde import context_from_proto, context_to_proto
 
 from clients import DevicePolicy
-from clients.secagg_mod import TrainingFailedError, _system_entropy
+from clients.secagg_mod import _system_entropy
+from clients.words import DeviceFailedError
 from fedcore.codec import Clip
 from fedcore.crypto import SystemEntropy
 from fedcore.engine import to_record
@@ -424,7 +425,7 @@ def test_the_state_is_gone_when_training_fails():
         raise MemoryError(msg)
 
     coordinator = Coordinator(training_app(train=broken)).advance("upload")
-    with pytest.raises(TrainingFailedError, match="failed with MemoryError") as failed:
+    with pytest.raises(DeviceFailedError, match="failed with MemoryError") as failed:
         coordinator.ask(0, coordinator.message("upload"))
     assert "out of memory" not in str(failed.value)  # it might have been an example
     assert "fedcore.protocol" not in coordinator.contexts[0].state

@@ -40,7 +40,7 @@ def test_one_device_that_fails_costs_the_others_nothing_and_is_told_without_its_
 
     (report,) = play(client_app(train=train), ROOMY).reports
     assert report.survivors == 9
-    failed = "TrainingFailedError: the train function failed with ValueError: see the device's log"
+    failed = "DeviceFailedError: the train function failed with ValueError: see the device's log"
     assert report.refusals == {failed: 1}
 
 
