@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydantic import TypeAdapter
+from sklearn.datasets import load_digits
 
 from fedcore.data import DataConfig, Digits, HubDataset, Natural, NpzFile, load, partition
 from fedcore.errors import ConfigurationError, DataError
@@ -32,6 +33,36 @@ def test_the_digits_are_scaled_images_split_the_same_way_every_time():
     assert len(one.x_train) + len(one.x_test) == 1797
     assert (one.x_train.min(), one.x_train.max()) == (0.0, 1.0)
     np.testing.assert_array_equal(one.x_test, two.x_test)
+
+
+def everything(dataset):
+    x = np.concatenate([dataset.x_train, dataset.x_test]).reshape(-1, 64)
+    y = np.concatenate([dataset.y_train, dataset.y_test])
+    return sorted(map(tuple, np.column_stack([x, y]).tolist()))
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["read", "asked for"])
+def test_the_digits_are_those_of_scikit_learn_wherever_it_keeps_them(monkeypatch, found):
+    if not found:
+        monkeypatch.setattr("fedcore.data.sources._DIGITS", "datasets/elsewhere.csv.gz")
+    x, y = load_digits(return_X_y=True)
+    expected = np.column_stack([(x / 16).astype(np.float32), y])
+    assert everything(load(Digits())) == sorted(map(tuple, expected.tolist()))
+
+
+def test_reading_the_digits_does_not_take_the_seconds_that_scikit_learn_does():
+    code = (
+        "import sys; from fedcore.data import Digits, load; load(Digits()); "
+        "print(sorted({'sklearn', 'scipy', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_without_scikit_learn_there_are_no_digits(monkeypatch):
+    monkeypatch.setattr("fedcore.data.sources.find_spec", lambda _: None)
+    with pytest.raises(ConfigurationError, match=r"pip install fedcore\[train\]"):
+        load(Digits())
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.2, 0.5, 0.9])
