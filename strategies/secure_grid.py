@@ -25,7 +25,14 @@ from flwr.serverapp import Grid
 
 from fedcore.codec import Delta
 from fedcore.crypto import SystemEntropy
-from fedcore.engine import Clock, SystemClock, WrappedGrid, to_arrays, to_record
+from fedcore.engine import (
+    Clock,
+    SystemClock,
+    WrappedGrid,
+    to_arrays,
+    to_record,
+    unblocked_for_good,
+)
 from fedcore.errors import ConfigurationError, RoundAbortedError
 from fedcore.pipeline import (
     AdaptiveClip,
@@ -164,7 +171,7 @@ class SecureGrid(WrappedGrid):
         patience: Callable[[Stage, Iterable[int]], float] | None = None,
         on_outcome: Callable[[Collection[int], Collection[int]], None] = lambda _, __: None,
     ) -> None:
-        super().__init__(grid)
+        super().__init__(unblocked_for_good(grid))
         self.plan = plan or RunPlan()
         stated_noise(self.plan.privacy)  # a target is for a run, and a grid sees rounds
         self.ledger = ledger if ledger is not None else empty_ledger(self.plan)

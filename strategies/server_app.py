@@ -30,6 +30,7 @@ from fedcore.engine import (
     VirtualClock,
     to_arrays,
     to_record,
+    unblocked,
 )
 from fedcore.errors import BudgetExhaustedError, ConfigurationError
 from fedcore.job import Buffered, Job, Poisson, Preflight, RemoteHelper, check, of_examples
@@ -124,7 +125,7 @@ def build_server_app(
             if folder is not None:
                 kept = stack.enter_context(closing(Checkpoints(folder, job_digest(job))))
             _Run(
-                grid,
+                stack.enter_context(unblocked(grid)),
                 job,
                 checked,
                 observer,

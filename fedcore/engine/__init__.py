@@ -1,6 +1,7 @@
 """Flower apps without a deployment: in-process grid, Ray, scripted faults, clocks."""
 
 from fedcore.engine.clock import Clock, SystemClock, VirtualClock
+from fedcore.engine.downloads import unblocked, unblocked_for_good
 from fedcore.engine.faults import DroppingGrid, DropScript, Fault, FaultyGrid
 from fedcore.engine.grid import InProcessGrid
 from fedcore.engine.pace import AtOnce, HeavyTailed, PacedGrid
@@ -26,4 +27,6 @@ __all__ = [
     "run_on_ray",
     "to_arrays",
     "to_record",
+    "unblocked",
+    "unblocked_for_good",
 ]

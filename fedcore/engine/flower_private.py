@@ -11,6 +11,8 @@ from one release to the next. Each symbol is here because there is no public way
     ErrorCode             the numbers in `Error.code`
     SUPERLINK_NODE_ID     the node id of the server's end
     Run                   the return type of the abstract property `Grid.run`
+    HttpGrid              takes announced replies one after the other; one alone is taken by a copy
+                          of it whose client says that there is no other
     recorddict_to_proto   the only bytes of a RecordDict that Flower reads again
     telemetry, logger     `run_simulation` reports home and announces its deprecation; both are
                           switched off for the duration of a call
@@ -23,15 +25,22 @@ import copy
 import gc
 import logging
 import os
+import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from threading import Event
+from typing import Any, cast
 
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullAppMessagesResponse
+from flwr.serverapp import Grid
 from flwr.supercore import telemetry
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -42,7 +51,9 @@ __all__ = [
     "ErrorCode",
     "Identity",
     "Run",
+    "announced_replies",
     "empty_run",
+    "is_networked",
     "pack_records",
     "quiet_simulation",
     "readdressed",
@@ -127,6 +138,97 @@ def unavailable(
     reply: Message = Message(metadata=metadata, error=Error(code, reason))  # type: ignore[call-overload]
     set_message_id(reply, f"{message_id}/unavailable")
     return reply
+
+
+def is_networked(grid: Grid) -> bool:
+    """Return whether a grid is Flower's, to a SuperLink."""
+    module = sys.modules.get("flwr.superlink.grid.http_grid")
+    return module is not None and isinstance(grid, module.HttpGrid)
+
+
+class _Announcements:
+    """A grid's client that keeps what is announced, and tells the grid of one reply or of none.
+
+    Attributes:
+        client: The real one, which does everything else.
+        closed: Once set, nothing is waited for any more.
+        response: What is answered to `PullMessages`; None to ask for it and to answer nothing.
+        found: What was asked for.
+    """
+
+    def __init__(
+        self, client: Any, closed: Event, response: PullAppMessagesResponse | None = None
+    ) -> None:
+        self.client, self.closed, self.response = client, closed, response
+        self.found = PullAppMessagesResponse()
+
+    def PullMessages(  # noqa: N802 - as Flower calls it
+        self, request: PullAppMessagesRequest
+    ) -> PullAppMessagesResponse:
+        if self.response is not None:
+            return self.response
+        self.found = self.client.PullMessages(request)
+        return PullAppMessagesResponse()
+
+    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:  # noqa: N802
+        if self.closed.is_set():
+            msg = "nobody waits for this reply any more"
+            raise ConnectionAbortedError(msg)
+        return cast("PullObjectResponse", self.client.PullObject(request))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+
+def announced_replies(
+    grid: Grid, message_ids: Iterable[str], closed: Event
+) -> list[tuple[str, Callable[[], Message]]]:
+    """Ask a networked grid which replies there are; return a way to take each of them.
+
+    Args:
+        grid: For which `is_networked` holds.
+        message_ids: Of the messages that are asked about.
+        closed: Is set when no reply is waited for any more.
+
+    Returns:
+        For each reply the id of the message that it answers, and a function that returns it when
+        all of it has arrived, or an error in its place. It may be called in any thread.
+    """
+    flowers: Any = grid
+    asking = _Announcements(flowers._runtime_client, closed)  # noqa: SLF001
+    _with_client(flowers, asking).pull_messages(message_ids)
+    found = zip(asking.found.messages_list, asking.found.message_object_trees, strict=True)
+    replies: list[tuple[str, Callable[[], Message]]] = []
+    for message, tree in found:
+        one = PullAppMessagesResponse(messages_list=[message], message_object_trees=[tree])
+        alone = _with_client(flowers, _Announcements(asking.client, closed, one))
+        message_id = message.metadata.reply_to_message_id
+        replies.append((message_id, partial(_take, alone, message_id)))
+    return replies
+
+
+def _with_client(grid: Any, client: _Announcements) -> Any:
+    copied = copy.copy(grid)
+    copied._client = client  # noqa: SLF001
+    return copied
+
+
+def _take(grid: Any, message_id: str) -> Message:
+    """Return the only reply of a grid, or an error: no device may end the run of all others."""
+    import httpx  # noqa: PLC0415 - is there, if a grid needs it
+
+    try:
+        (reply,) = grid.pull_messages([])
+    except Exception as error:  # noqa: BLE001 - a device may upload whatever it likes
+        lost = isinstance(error, httpx.HTTPError)
+        return unavailable(
+            None,
+            message_id=message_id,
+            run_id=grid.run.run_id,
+            code=ErrorCode.MESSAGE_UNAVAILABLE if lost else ErrorCode.UNKNOWN,
+            reason=f"its reply cannot be {'had' if lost else 'read'} ({type(error).__name__})",
+        )
+    return cast("Message", reply)
 
 
 def pack_records(records: RecordDict) -> bytes:

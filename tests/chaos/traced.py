@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.serverapp import Grid, ServerApp
 
 from clients.requests import request_digest
-from fedcore.engine import WrappedGrid
+from fedcore.engine import WrappedGrid, unblocked
 from fedcore.engine.nodes import isolated
 from fedcore.pipeline import RECORD, VECTOR, Envelope, RoundPlan
 
@@ -228,7 +228,9 @@ def build_traced_app() -> ServerApp:
                 file.flush()
 
             note({"at": time.time(), "event": "began", "run": context.run_id})
-            deployed(grid=TracingGrid(grid, note, orders_in(folder / ORDERS)), context=context)
+            with unblocked(grid) as prompt:  # as it does where nothing is between
+                traced = TracingGrid(prompt, note, orders_in(folder / ORDERS))
+                deployed(grid=traced, context=context)
 
     return app
 
