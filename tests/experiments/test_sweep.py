@@ -30,8 +30,8 @@ def sweep(folder, *overrides):
             *("sweep.support=0.1", "sweep.bits=10,12", f"output={folder}/${{sweep.run}}"),
             *overrides,
         ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
@@ -64,6 +64,8 @@ def test_every_scheme_is_trained_and_compared_by_its_bytes(swept, monkeypatch, c
     assert "comparison_bytes.png" in capsys.readouterr().out
     assert (folder / "comparison_bytes.png").read_bytes().startswith(b"\x89PNG")
     assert not (folder / "comparison.png").exists()
+    files = {path.name for path in folder.iterdir() if path.is_file()}
+    assert files == {"comparison.md", "comparison_bytes.png"}  # nothing of Hydra's
 
 
 def test_a_sweep_repeats_what_was_interrupted_and_nothing_else(swept):
