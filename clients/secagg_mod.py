@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
-import numpy as np
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -40,12 +39,22 @@ from clients.journal import Answer, JournalSource, journal_of
 from clients.memory import ProtocolMemory
 from clients.participation import spacing_of
 from clients.policy import DevicePolicy
+from clients.received import (
+    Received,
+    bind,
+    check_layers,
+    class_in,
+    measurements,
+    seat_in,
+    single_arrays,
+    stage_of,
+)
 from clients.requests import request_digest
 from clients.trained import KeptUpdate
 from clients.words import kept_here
 from fedcore.crypto import Entropy, SystemEntropy
 from fedcore.engine import to_arrays, to_record
-from fedcore.errors import ConfigurationError, PeerProtocolError
+from fedcore.errors import PeerProtocolError
 from fedcore.pipeline import (
     BOX,
     PART,
@@ -56,11 +65,9 @@ from fedcore.pipeline import (
     Buffer,
     ByClass,
     Envelope,
-    Layer,
     LocalUpdate,
     RoundPlan,
     Upload,
-    bind_round,
     layers_of,
     make_upload,
     model_digest,
@@ -82,11 +89,10 @@ from fedcore.secagg import (
     step,
 )
 from fedcore.secagg.client import AwaitingDelivery
-from fedcore.secagg.fields import Reader
 from fedcore.secagg.identity import Credential
-from fedcore.secagg.messages import Delivery, Invitation, Reply, Request, Roster, Survivors
+from fedcore.secagg.messages import Delivery, Invitation, Reply
 from fedcore.secagg.seed_helper import HelperPlan, mask_and_seal
-from fedcore.vectors import Layout, RealVector, RingVector
+from fedcore.vectors import Layout, RingVector
 
 EntropySource: TypeAlias = Callable[[Context], Entropy]
 """Gives a node its randomness; the operating system's unless a simulation replays."""
@@ -221,14 +227,14 @@ class _Session:
         if plan is not None:
             return self._begin(plan, envelope, memory)
         begun, state = memory.take()
-        bound = _bind(begun)
+        bound = bind(begun)
         if bound.secagg is None:
             msg = "a protocol message arrived in a round without masks"
             raise PeerProtocolError(msg)
         return self._step(bound, bound.secagg, envelope, memory, state)
 
     def _begin(self, plan: RoundPlan, envelope: Envelope, memory: ProtocolMemory) -> Message:
-        bound = _bind(plan)
+        bound = bind(plan)
         if plan.buffer is not None:
             KeptUpdate(self.context).check()
         memory.begin(plan)
@@ -236,7 +242,7 @@ class _Session:
         self._claim(plan, first, envelope)
         if bound.secagg is not None:
             return self._join(bound, bound.secagg, envelope, memory)
-        seat = None if bound.helper is None else _seat_in(envelope)
+        seat = None if bound.helper is None else seat_in(envelope)
         upload = self._upload(bound, envelope, seat)
         if bound.helper is not None:
             return self._seal(bound, bound.helper, envelope, upload)
@@ -323,7 +329,7 @@ class _Session:
         if kind is None:
             msg = f"a {envelope.stage} request arrived after this device's round was finished"
             raise PeerProtocolError(msg)
-        self._claim(bound.plan, _stage_of(kind, plan), envelope)
+        self._claim(bound.plan, stage_of(kind, plan), envelope)
         request = decode(envelope.message, kind, plan)
         if kind is Delivery and (reason := self.device.guard(self.context)) is not None:
             return self._decline(reason)  # the state was taken: this device is out of the round
@@ -379,7 +385,7 @@ class _Session:
         sealed = mask_and_seal(
             upload.vector,
             plan,
-            _seat_in(envelope),
+            seat_in(envelope),
             pinned_key=bytes.fromhex(self.device.policy.helper_key),
             entropy=self._round_entropy(bound).child("helper"),
             identity=identity,
@@ -399,9 +405,9 @@ class _Session:
                 "this device does not take part"
             )
             raise PeerProtocolError(msg)
-        _check_layers(bound.plan, layers_of(bound.plan.run, received.layout))
+        check_layers(bound.plan, layers_of(bound.plan.run, received.layout))
         update, reply = self._train(received, envelope.weight_key)
-        index = _class_in(bound.plan, reply)
+        index = class_in(bound.plan, reply)
         update = replace(update, delta=sent_by(bound.plan, received.layout, index, update.delta))
         feedback = Feedback(self.context)
         earlier = feedback.start(bound.plan, envelope.counted)
@@ -420,7 +426,7 @@ class _Session:
         """Encode what this device trained when it was asked to, weighed by its age."""
         trained = KeptUpdate(self.context).take()
         staleness = buffer.seated(trained.model_digest, seat)
-        _check_layers(bound.plan, trained.layers if bound.plan.run.names_layers else ())
+        check_layers(bound.plan, trained.layers if bound.plan.run.names_layers else ())
         entropy = self._round_entropy(bound).child("upload")
         return make_upload(bound, trained.update, None, entropy, staleness=staleness)
 
@@ -432,22 +438,22 @@ class _Session:
         record = ConfigRecord({CHECK_IN: True})
         return Message(RecordDict({RECORD: record}), reply_to=self.message)
 
-    def _received(self) -> _Received:
+    def _received(self) -> Received:
         """Return the model and what came with it."""
         content = RecordDict(
             {name: record for name, record in self.message.content.items() if name != RECORD}
         )
-        arrays = to_arrays(_single_arrays(content, "the coordinator's message"))
+        arrays = to_arrays(single_arrays(content, "the coordinator's message"))
         layout = Layout.of(arrays)
-        return _Received(content, layout, model_digest(arrays), layout.flatten(arrays))
+        return Received(content, layout, model_digest(arrays), layout.flatten(arrays))
 
-    def _train(self, received: _Received, weight_key: str) -> tuple[LocalUpdate, RecordDict]:
+    def _train(self, received: Received, weight_key: str) -> tuple[LocalUpdate, RecordDict]:
         """Call the train function on what was received; return what changed, and all it said."""
         self.message.content = received.content
         reply = self._call_train()
-        trained = _single_arrays(reply.content, "the train function's reply")
+        trained = single_arrays(reply.content, "the train function's reply")
         after = received.layout.flatten(to_arrays(trained))
-        examples, metrics = _measurements(reply.content, weight_key)
+        examples, metrics = measurements(reply.content, weight_key)
         return LocalUpdate(after - received.model, examples, metrics), reply.content
 
     def _round_entropy(self, bound: BoundRound) -> Entropy:
@@ -474,89 +480,3 @@ class _Session:
             RecordDict({RECORD: names, f"{RECORD}.{VECTOR}": ArrayRecord({VECTOR: array})}),
             reply_to=self.message,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Received:
-    """A model to train, flat, and the message that the train function expects."""
-
-    content: RecordDict
-    layout: Layout
-    digest: str
-    model: RealVector
-
-
-def _check_layers(plan: RoundPlan, found: tuple[Layer, ...]) -> None:
-    if found != plan.layers:
-        msg = (
-            "the plan must name the layers of the model that came with it, found others: "
-            "this device does not take part"
-        )
-        raise PeerProtocolError(msg)
-
-
-def _seat_in(envelope: Envelope) -> int:
-    """Return the device's index in a round with a helper."""
-    reader = Reader(envelope.message)
-    client = reader.u32()
-    reader.end("an invitation to a round with a helper")
-    return client
-
-
-def _stage_of(kind: type[Request], plan: Plan) -> Stage:
-    """Return which stage a request of this type belongs to."""
-    if kind is Survivors:
-        return "endorse" if plan.authenticated else "reveal"
-    stages: dict[type[Request], Stage] = {Roster: "share", Delivery: "upload"}
-    return stages.get(kind, "reveal")
-
-
-def _bind(plan: RoundPlan) -> BoundRound:
-    try:
-        return bind_round(plan)
-    except ConfigurationError as error:
-        msg = f"the coordinator's plan cannot work: {error}"
-        raise PeerProtocolError(msg) from error
-
-
-def _single_arrays(content: RecordDict, where: str) -> ArrayRecord:
-    if len(content.array_records) != 1:
-        msg = f"{where} must hold exactly one ArrayRecord, found {len(content.array_records)}"
-        raise ConfigurationError(msg)
-    return next(iter(content.array_records.values()))
-
-
-def _class_in(plan: RoundPlan, content: RecordDict) -> int:
-    """Return of which class the train function says that this device is."""
-    if not isinstance(plan.run.shares, ByClass):
-        return 0
-    index = content.config_records.get(PART, ConfigRecord()).get(PART)
-    if not isinstance(index, int):
-        msg = (
-            "the plan has classes of devices, so the train function must say of which this one is, "
-            f"in a ConfigRecord {PART!r} with the number {PART!r}"
-        )
-        raise ConfigurationError(msg)
-    return index
-
-
-def _measurements(content: RecordDict, weight_key: str) -> tuple[int, Mapping[str, float]]:
-    """Return the weight and the other metrics; lists become ``name[0], name[1], ...``."""
-    if len(content.metric_records) != 1:
-        msg = (
-            "the train function's reply must hold exactly one MetricRecord, "
-            f"found {len(content.metric_records)}"
-        )
-        raise ConfigurationError(msg)
-    record = dict(next(iter(content.metric_records.values())))
-    weight = record.pop(weight_key, None)
-    if not isinstance(weight, (int, float)) or not np.isfinite(weight) or weight < 0:
-        msg = f"the train function must report {weight_key!r} as a number of 0 or more"
-        raise ConfigurationError(msg)
-    metrics: dict[str, float] = {}
-    for name, value in sorted(record.items()):
-        if isinstance(value, list):
-            metrics |= {f"{name}[{place}]": float(item) for place, item in enumerate(value)}
-        else:
-            metrics[name] = float(value)
-    return round(weight), metrics

@@ -31,7 +31,8 @@ from fedcore.pipeline import NoSecAgg, Uniform
 from fedcore.telemetry import RoundReport
 from fedcore.training import Evaluation, LocalTraining, one_thread
 from strategies.progress import Progress, Resumed
-from strategies.server_app import build_server_app, coordinator_entropy
+from strategies.server_app import build_server_app
+from strategies.surroundings import coordinator_entropy
 
 Row: TypeAlias = dict[str, str | int | float]
 ACCURACIES: Final = (0.80, 0.85, 0.90, 0.93, 0.95)

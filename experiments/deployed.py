@@ -34,7 +34,8 @@ from fedcore.pipeline import model_digest
 from fedcore.training import Evaluation, one_thread
 from strategies.exchange import RETRY_WITH_PATIENCE
 from strategies.progress import Progress
-from strategies.server_app import build_server_app, coordinator_entropy
+from strategies.server_app import build_server_app
+from strategies.surroundings import coordinator_entropy
 
 MODEL = "model.npz"
 

@@ -46,7 +46,8 @@ from fedcore.release import load_or_create_key, release_model
 from fedcore.training import one_thread
 from strategies.checkpoints import CheckpointFolder
 from strategies.helper_client import InProcessHelper
-from strategies.server_app import build_server_app, coordinator_entropy, helper_entropy
+from strategies.server_app import build_server_app
+from strategies.surroundings import coordinator_entropy, helper_entropy
 
 CALIBRATION_EXAMPLES = 256
 

@@ -12,13 +12,16 @@ A run may do so all the same (`strategies.backoff`), and then claims nothing for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import assert_never
 
 from fedcore.crypto import Entropy, transcript_hash
+from fedcore.errors import ConfigurationError
 from fedcore.job import Everyone, FixedSize, NoBackOff, Poisson, SamplingConfig
+from fedcore.pipeline import Bonawitz, RunPlan, bind_first, layers_of
 from fedcore.privacy import Drawn
+from fedcore.vectors import Layout
 from strategies.backoff import Absences
 from strategies.matrix_run import MatrixRun
 
@@ -186,3 +189,21 @@ class Cohorts:
 
     def _pause(self, label: str) -> int:
         return self.absences.remaining(label, self._round)
+
+
+def refused_size(plan: RunPlan, layouts: Sequence[Layout], clients: int) -> str | None:
+    """Return why `plan` cannot be carried out by so many clients, or None if it can.
+
+    Args:
+        plan: Of the run.
+        layouts: Of the model in each phase of the run.
+        clients: How many were drawn.
+    """
+    try:
+        if isinstance(plan.secagg, Bonawitz):
+            plan.secagg.check_margin(clients)
+        for layout in layouts:
+            bind_first(plan, clients=clients, dim=layout.dim, layers=layers_of(plan, layout))
+    except ConfigurationError as error:
+        return str(error)
+    return None

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from logging import getLogger
 from math import inf
 from typing import Any
@@ -24,7 +24,6 @@ from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedcore.codec import Delta
-from fedcore.crypto import SystemEntropy
 from fedcore.engine import (
     Clock,
     SystemClock,
@@ -39,7 +38,6 @@ from fedcore.pipeline import (
     Bonawitz,
     BoundRound,
     CoordinatorNoise,
-    FreshNoise,
     MeanUpdate,
     RoundPlan,
     RunPlan,
@@ -55,17 +53,17 @@ from fedcore.privacy import (
     Distributed,
     Drawn,
     MatrixGaussian,
-    NoPrivacy,
     PrivacyLedger,
     Release,
     stated_noise,
 )
-from fedcore.secagg import roster_digest
 from fedcore.telemetry import RoundReport, Traffic, skipped
 from fedcore.vectors import Layout, RealVector
+from strategies.attempt import Attempt, Sent, bound_to
 from strategies.counted import Counted
-from strategies.downlink import Downlink, ModelDownload
+from strategies.downlink import Downlink
 from strategies.exchange import RETRY_AT_ONCE
+from strategies.first import empty_ledger, noise_of
 from strategies.grid_state import GridState
 from strategies.helper_client import Helper
 from strategies.linear import calling_strategy, refuse_nonlinear
@@ -77,33 +75,6 @@ from strategies.stragglers import Dropped, Stragglers
 from strategies.training_messages import common_content, is_training, nested
 
 log = getLogger(__name__)
-NO_DELTA = 1e-5
-"""Shown beside an infinite epsilon, where it means nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """What every client of a round is sent to train."""
-
-    content: RecordDict
-    kind: str
-    download: ModelDownload | None
-    layout: Layout
-
-
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """How one attempt went: a mean, or why it was given up."""
-
-    bound: BoundRound
-    mean: MeanUpdate | None
-    traffic: Traffic
-    lost: Mapping[str, int]
-    aborted: str
-    declined: Mapping[str, int] = field(default_factory=dict)
-    refusals: Mapping[str, int] = field(default_factory=dict)
-    surplus: int = 0
-    dropped: Dropped = field(default_factory=Dropped)
 
 
 class SecureGrid(WrappedGrid):
@@ -188,7 +159,7 @@ class SecureGrid(WrappedGrid):
         if isinstance(self.plan.secagg, Bonawitz) and self.plan.secagg.authority is not None:
             authority = bytes.fromhex(self.plan.secagg.authority)
             self._registry = Registry(grid, self._clock, authority, unix_time, self._retry_after)
-        self._noise = noise or _noise_of(self.plan)
+        self._noise = noise or noise_of(self.plan)
         if isinstance(self.plan.privacy, MatrixGaussian) != isinstance(self._noise, MatrixRun):
             msg = "privacy=matrix_gaussian, and nothing else, takes its noise from a MatrixRun"
             raise ConfigurationError(msg)
@@ -315,7 +286,7 @@ class SecureGrid(WrappedGrid):
         last = self._last  # a pruned model has other coordinates than the one before
         last = last if last is not None and len(last) == first.dim else None
         first = self._for_cohort(replace(first, support=support_of(first, last)), asked)
-        sent = _Sent(content, batch[0].metadata.message_type, download, layout)
+        sent = Sent(content, batch[0].metadata.message_type, download, layout)
         traffic, aborted, dropped, refusals = Traffic(), [], Dropped(), dict[str, int]()
         for number in range(1, plan.attempts + 1):
             # Refuses a plan that does not fit, and a sum that is too expensive, before any work;
@@ -351,8 +322,8 @@ class SecureGrid(WrappedGrid):
         self,
         bound: BoundRound,
         asked: tuple[Invited, ...],
-        sent: _Sent,
-    ) -> _Attempt:
+        sent: Sent,
+    ) -> Attempt:
         """Find out who everybody is, where that matters, and run one round."""
         seats = Seats(asked)
         if self._registry is not None:
@@ -360,10 +331,10 @@ class SecureGrid(WrappedGrid):
         missing = len(asked) - len(seats.clients)
         lost = {IDENTIFY: missing} if missing else {}
         try:
-            bound = _bound_to(seats, bound, self._for_cohort)
+            bound = bound_to(seats, bound, self._for_cohort)
         except RoundAbortedError as error:
             self._on_outcome((), seats.silent)
-            return _Attempt(
+            return Attempt(
                 bound, None, seats.traffic, lost, str(error), seats.declined, seats.refusals
             )
         if isinstance(self._noise, MatrixRun):
@@ -417,7 +388,7 @@ class SecureGrid(WrappedGrid):
                 for index, client in enumerate(seats.clients)
                 if index not in current.joined
             )
-        return _Attempt(
+        return Attempt(
             bound,
             mean,
             seats.traffic + current.traffic + dropped.traffic,
@@ -476,39 +447,20 @@ class SecureGrid(WrappedGrid):
 
     def _report(
         self,
-        attempt: _Attempt,
+        attempt: Attempt,
         *,
         asked: int,
         aborted: tuple[str, ...],
         traffic: Traffic,
         dropped: Dropped,
     ) -> None:
-        if self._on_round is None:
-            return
-        bound, mean = attempt.bound, attempt.mean
-        self._on_round(
-            RoundReport(
-                round_number=bound.plan.round_number,
-                attempts=bound.plan.attempt,
-                invited=asked,
-                survivors=0 if mean is None else mean.survivors,
-                lost=attempt.lost,
-                declined=attempt.declined,
-                refusals=attempt.refusals,
-                aborted=aborted,
-                traffic=traffic,
-                clipped=None if mean is None else mean.clipped,
-                metrics={} if mean is None else mean.metrics,
-                neighbours=0 if bound.secagg is None else bound.secagg.neighbours,
-                threshold=0 if bound.secagg is None else bound.secagg.threshold,
-                epsilon=self.ledger.epsilon if self.plan.private else inf,
-                clip_norm=bound.plan.norm,
-                unclipped=None if mean is None else mean.unclipped,
-                surplus=attempt.surplus,
-                late=dropped.late,
-                duplicates=dropped.duplicates,
+        if self._on_round is not None:
+            epsilon = self.ledger.epsilon if self.plan.private else inf
+            self._on_round(
+                attempt.report(
+                    asked=asked, aborted=aborted, traffic=traffic, dropped=dropped, epsilon=epsilon
+                )
             )
-        )
 
     def _reply(
         self,
@@ -527,40 +479,3 @@ class SecureGrid(WrappedGrid):
             }
         )
         return Message(content, reply_to=request)
-
-
-def _bound_to(
-    seats: Seats, bound: BoundRound, planned: Callable[[RoundPlan, Sequence[Invited]], RoundPlan]
-) -> BoundRound:
-    """Return the round for those who are seated: all, or nearly all, that were asked.
-
-    Raises:
-        RoundAbortedError: Too few, as if the others had dropped out.
-    """
-    found, plan = len(seats.clients), bound.plan
-    if found < bound.minimum_survivors:
-        needed = bound.minimum_survivors
-        raise RoundAbortedError(stage="identifying", needed=needed, found=found)
-    if not seats.identity_keys:
-        return bound
-    roster = roster_digest(seats.identity_keys).hex()
-    try:
-        return bind_round(planned(replace(plan, roster=roster, buffer=None), seats.clients))
-    except ConfigurationError as error:  # the cohort that was asked would do, this one does not
-        raise RoundAbortedError(
-            stage="identifying", needed=plan.clients, found=found, reason=str(error)
-        ) from error
-
-
-def _noise_of(plan: RunPlan) -> CoordinatorNoise:
-    """Return the noise of a real coordinator whose run ends with its process."""
-    if isinstance(plan.privacy, MatrixGaussian):
-        return MatrixRun.start(plan.privacy, SystemEntropy())
-    return FreshNoise(SystemEntropy())
-
-
-def empty_ledger(plan: RunPlan) -> PrivacyLedger:
-    """Return the ledger of a run that has released nothing yet."""
-    if isinstance(plan.privacy, NoPrivacy):
-        return PrivacyLedger(delta=NO_DELTA)
-    return PrivacyLedger(delta=plan.privacy.delta, epsilon_budget=plan.privacy.epsilon_budget)

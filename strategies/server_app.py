@@ -8,49 +8,39 @@ given, and starts an unmodified Flower strategy on it:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
-from fedcore.crypto import Entropy, ReplayedEntropy, SystemEntropy
+from fedcore.crypto import Entropy, SystemEntropy
 from fedcore.engine import (
-    Clock,
     DroppingGrid,
     DropScript,
     HeavyTailed,
     InProcessGrid,
     PacedGrid,
-    SystemClock,
-    VirtualClock,
     to_arrays,
     to_record,
     unblocked,
 )
 from fedcore.errors import BudgetExhaustedError, ConfigurationError
-from fedcore.job import Buffered, Job, Poisson, Preflight, RemoteHelper, check, of_examples
+from fedcore.job import Buffered, Job, Poisson, Preflight, check, of_examples
 from fedcore.job.levels import NOISE_KEY
 from fedcore.models import Structured, Widths, build, fitting_widths, prune, pruned_widths
 from fedcore.pipeline import (
-    RECORD,
-    Bonawitz,
     CoordinatorNoise,
-    Envelope,
     FreshNoise,
-    RunPlan,
     SeedHelper,
-    bind_first,
-    layers_of,
 )
 from fedcore.privacy import MatrixGaussian, PrivacyLedger
 from fedcore.telemetry import RoundReport
 from fedcore.training import Evaluation, ExampleLevelPrivacy, evaluate, get_arrays, set_arrays
-from fedcore.vectors import Layout
 from strategies.backoff import Absences
 from strategies.buffered_grid import BufferedGrid, check_ins_of
 from strategies.checkpoint import Checkpoint
@@ -65,17 +55,18 @@ from strategies.cohort import CohortGrid
 from strategies.delegating import Delegating
 from strategies.exchange import RETRY_AT_ONCE, RETRY_WITH_PATIENCE
 from strategies.factory import build_strategy
+from strategies.first import NO_DELTA
 from strategies.fleet import find_fleet
-from strategies.helper_client import Helper, HelperAddress, HelperClient, InProcessHelper
 from strategies.matrix_run import MatrixRun
 from strategies.patience import patience_of
 from strategies.plain_grid import PlainGrid
 from strategies.progress import Arrays, Observer, Past, Progress, Resumed, StalledError
 from strategies.pruning import PrunedStrategy
 from strategies.refusals import most_frequent
-from strategies.sampling import Cohorts
-from strategies.secure_grid import NO_DELTA, SecureGrid
+from strategies.sampling import Cohorts, refused_size
+from strategies.secure_grid import SecureGrid
 from strategies.strategy_state import gathered_by, give_back
+from strategies.surroundings import clock_of, connect_helper, describe_by, path_in
 
 MOST_ABORTED_IN_A_ROW = 3
 
@@ -118,7 +109,7 @@ def build_server_app(
             checked = check(job)
             job = checked.job  # its noise is stated now
         folder = checkpoints
-        if folder is None and (named := _path(context, "checkpoint")) is not None:
+        if folder is None and (named := path_in(context, "checkpoint")) is not None:
             folder = CheckpointFolder(named)
         with ExitStack() as stack:
             kept = None
@@ -131,7 +122,7 @@ def build_server_app(
                 observer,
                 retry_after=retry_after,
                 entropy=entropy or SystemEntropy(),
-                noise_file=noise_file or _path(context, "noise-file"),
+                noise_file=noise_file or path_in(context, "noise-file"),
                 checkpoints=kept,
             ).start()
 
@@ -477,87 +468,6 @@ class _Run:
     def _evaluate(self) -> Evaluation:
         dataset = self._preflight.dataset
         return evaluate(self._model, dataset.x_test, dataset.y_test)
-
-
-def clock_of(job: Job, grid: Grid) -> Clock:
-    """Return the run's clock: a virtual one where simulated devices take their time."""
-    simulated = isinstance(grid, InProcessGrid) and isinstance(job.pace, HeavyTailed)
-    return VirtualClock() if simulated else SystemClock()
-
-
-def _path(context: Context, key: str) -> Path | None:
-    """Return the path that the run configuration names, if it names one."""
-    named = context.run_config.get(key)
-    return Path(named) if isinstance(named, str) and named else None
-
-
-def connect_helper(job: Job) -> tuple[Helper, str]:
-    """Return the job's seed helper, and its public key in hexadecimal digits.
-
-    Raises:
-        ConfigurationError: Its address or one of its files is wrong.
-    """
-    if isinstance(job.helper, RemoteHelper):
-        address = HelperAddress(
-            address=job.helper.address,
-            public_key=job.helper.public_key,
-            authority=job.helper.authority,
-            certificate=job.helper.certificate,
-            private_key=job.helper.private_key,
-        )
-        return HelperClient(address), job.helper.public_key
-    authority = getattr(job.secagg, "authority", None)
-    local = InProcessHelper(
-        helper_entropy(job.seed), authority=None if authority is None else bytes.fromhex(authority)
-    )
-    return local, local.public_key.hex()
-
-
-def coordinator_entropy(seed: int) -> Entropy:
-    """Return what a simulation's coordinator draws its cohorts and its noise from."""
-    return ReplayedEntropy(str(seed).encode()).child("coordinator")
-
-
-def refused_size(plan: RunPlan, layouts: Sequence[Layout], clients: int) -> str | None:
-    """Return why `plan` cannot be carried out by so many clients, or None if it can.
-
-    Args:
-        plan: Of the run.
-        layouts: Of the model in each phase of the run.
-        clients: How many were drawn.
-    """
-    try:
-        if isinstance(plan.secagg, Bonawitz):
-            plan.secagg.check_margin(clients)
-        for layout in layouts:
-            bind_first(plan, clients=clients, dim=layout.dim, layers=layers_of(plan, layout))
-    except ConfigurationError as error:
-        return str(error)
-    return None
-
-
-def helper_entropy(seed: int) -> Entropy:
-    """Return what the key of a simulation's helper is made from."""
-    return ReplayedEntropy(str(seed).encode()).child("helper")
-
-
-def describe_by(
-    labels: Mapping[int, str],
-) -> Callable[[Message], tuple[int, str, str] | None]:
-    """Return what a fault script knows of a message: round, stage and label."""
-
-    def describe(message: Message) -> tuple[int, str, str] | None:
-        records = message.content.config_records
-        if RECORD in records:
-            envelope = Envelope.from_fields(records[RECORD])
-            return envelope.round_number, envelope.stage, envelope.label
-        if not message.metadata.message_type.startswith("train"):
-            return None
-        number = records["config"]["server-round"] if "config" in records else 0
-        label = labels[message.metadata.dst_node_id]
-        return (number, "upload", label) if isinstance(number, int) else None
-
-    return describe
 
 
 app = build_server_app(retry_after=RETRY_WITH_PATIENCE)

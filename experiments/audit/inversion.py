@@ -58,7 +58,7 @@ from fedcore.ring import unpack
 from fedcore.training import get_arrays, one_thread
 from fedcore.vectors import Layout, RealVector
 from strategies.secure_grid import SecureGrid
-from strategies.server_app import connect_helper
+from strategies.surroundings import connect_helper
 
 SHOWN = 8
 """Originals that are attacked and drawn, at most."""

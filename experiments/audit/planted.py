@@ -37,7 +37,8 @@ from fedcore.training import Evaluation, ExampleLevelPrivacy, get_arrays, one_th
 from fedcore.vectors import Layout
 from strategies.progress import Progress, Resumed
 from strategies.sampling import choose_cohort
-from strategies.server_app import build_server_app, coordinator_entropy
+from strategies.server_app import build_server_app
+from strategies.surroundings import coordinator_entropy
 
 Directions: TypeAlias = npt.NDArray[np.float32]
 Published: TypeAlias = npt.NDArray[np.float32]

@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from clients.client_app import build_client_app, replayed_entropy
 from clients.policy import DevicePolicy
-from clients.secagg_mod import _measurements
+from clients.received import measurements
 from fedcore.crypto import ReplayedEntropy
 from fedcore.engine import InProcessGrid, to_arrays, to_record
 from fedcore.engine.nodes import FIRST_NODE_ID
@@ -43,7 +43,7 @@ def model_after(job: Job, plan: RoundPlan, model: Arrays, survivors: Iterable[in
     total, names = bound.ring.zeros(bound.dim), []
     for number, content in zip(group, _trained(job, plan, model, group), strict=True):
         (arrays,) = content.array_records.values()
-        examples, metrics = _measurements(content, "num-examples")
+        examples, metrics = measurements(content, "num-examples")
         upload = make_upload(
             bound,
             LocalUpdate(layout.flatten(to_arrays(arrays)) - before, examples, metrics),

@@ -30,7 +30,8 @@ from fedcore.pipeline.envelope import IDENTIFY, STAGES
 from fedcore.privacy import DistributedGaussian, PrivacyLedger
 from fedcore.training import LocalTraining
 from strategies.checkpoints import CheckpointFolder, Checkpoints
-from strategies.server_app import build_server_app, coordinator_entropy
+from strategies.server_app import build_server_app
+from strategies.surroundings import coordinator_entropy
 from tests.chaos.invariants import Evidence, violations
 from tests.chaos.traced import ON_REPLIES, ON_REQUESTS, REPLAY, TracingGrid
 

@@ -16,7 +16,8 @@ from experiments.training import simulated_devices
 from fedcore.engine import run_in_process
 from fedcore.job import check
 from strategies.checkpoints import CheckpointFolder
-from strategies.server_app import build_server_app, coordinator_entropy
+from strategies.server_app import build_server_app
+from strategies.surroundings import coordinator_entropy
 
 ROOT = Path(__file__).parents[2]
 

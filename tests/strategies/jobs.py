@@ -16,7 +16,8 @@ from fedcore.pipeline import Bonawitz, NoSecAgg
 from fedcore.training import Evaluation, LocalTraining
 from strategies.checkpoints import CheckpointFolder
 from strategies.progress import Progress, Resumed
-from strategies.server_app import build_server_app, coordinator_entropy
+from strategies.server_app import build_server_app
+from strategies.surroundings import coordinator_entropy
 
 JOB = Job(
     model=Logistic(),

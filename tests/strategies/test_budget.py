@@ -4,7 +4,7 @@ from fedcore.engine import FaultyGrid
 from fedcore.errors import BudgetExhaustedError
 from fedcore.pipeline import RunPlan
 from fedcore.privacy import DistributedGaussian, PrivacyLedger
-from strategies.secure_grid import NO_DELTA, empty_ledger
+from strategies.first import NO_DELTA, empty_ledger
 from tests.fedcore.pipeline.rounds import bound_round, private_plan
 from tests.strategies.federation import ROOMY, client_app, losing, play, stage_of
 

@@ -15,7 +15,8 @@ from fedcore.pipeline.envelope import CHECK_IN
 from fedcore.privacy import CentralGaussian, DistributedGaussian
 from strategies.checkpoints import LOST, CheckpointFolder
 from strategies.helper_client import InProcessHelper
-from strategies.server_app import build_server_app, coordinator_entropy, helper_entropy
+from strategies.server_app import build_server_app
+from strategies.surroundings import coordinator_entropy, helper_entropy
 from tests.strategies.federation import RecordingGrid, stage_of
 from tests.strategies.jobs import CLEAR, JOB, OPEN, SIGNED, Recorder, model_bytes
 

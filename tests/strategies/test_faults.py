@@ -16,7 +16,7 @@ from fedcore.engine import (
     to_record,
 )
 from fedcore.pipeline import RECORD, VECTOR, NoSecAgg, Uniform
-from strategies.server_app import describe_by
+from strategies.surroundings import describe_by
 from tests.fedcore.pipeline.rounds import private_plan
 from tests.strategies.federation import (
     EVERY_STAGE,

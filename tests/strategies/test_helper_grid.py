@@ -15,7 +15,8 @@ from strategies import SecureGrid
 from strategies.helper_client import InProcessHelper
 from strategies.helper_rounds import HelperLimits
 from strategies.helper_service import HelperSettings, create_helper_key, serve
-from strategies.server_app import build_server_app, connect_helper, helper_entropy
+from strategies.server_app import build_server_app
+from strategies.surroundings import connect_helper, helper_entropy
 from tests.strategies.federation import (
     AUTHORITY,
     ENROLLED,

@@ -23,10 +23,11 @@ from fedcore.training import ExampleLevelPrivacy
 from strategies import server_app
 from strategies.checkpoint import Checkpoint
 from strategies.checkpoints import LOST, CheckpointFolder, Checkpoints
+from strategies.first import NO_DELTA
 from strategies.matrix_run import MatrixRun
-from strategies.secure_grid import NO_DELTA
-from strategies.server_app import build_server_app, coordinator_entropy
+from strategies.server_app import build_server_app
 from strategies.strategy_state import _ATTRIBUTES
+from strategies.surroundings import coordinator_entropy
 from tests.strategies.jobs import CLEAR, JOB, OPEN, PLAIN, SIGNED, Recorder, model_bytes, run_job
 
 NOISE = DistributedGaussian(noise_multiplier=0.3, delta=1e-5)

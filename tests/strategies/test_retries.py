@@ -26,7 +26,8 @@ from fedcore.job import check
 from fedcore.pipeline import NoSecAgg, SeedHelper
 from strategies.exchange import POLL_SECONDS, RETRY_WITH_PATIENCE, exchange
 from strategies.helper_client import InProcessHelper
-from strategies.server_app import build_server_app, describe_by
+from strategies.server_app import build_server_app
+from strategies.surroundings import describe_by
 from tests.strategies.federation import (
     OPEN,
     ROOMY,

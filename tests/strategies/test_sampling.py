@@ -19,8 +19,7 @@ from fedcore.privacy import CentralGaussian, DistributedGaussian, Drawn, Privacy
 from fedcore.vectors import Entry, Layout
 from strategies.cohort import CohortGrid
 from strategies.factory import build_strategy
-from strategies.sampling import Cohorts, draw_poisson
-from strategies.server_app import refused_size
+from strategies.sampling import Cohorts, draw_poisson, refused_size
 from tests.strategies.federation import RecordingGrid, initial, plain_app
 from tests.strategies.jobs import JOB, run_job
 

@@ -17,7 +17,8 @@ from fedcore.pipeline.envelope import STAGES
 from fedcore.privacy import DistributedGaussian, DistributedSkellam
 from fedcore.training import ExampleLevelPrivacy, get_arrays
 from strategies.sampling import choose_cohort
-from strategies.server_app import MOST_ABORTED_IN_A_ROW, build_server_app, describe_by
+from strategies.server_app import MOST_ABORTED_IN_A_ROW, build_server_app
+from strategies.surroundings import describe_by
 from tests.strategies.federation import RecordingGrid, node_of
 from tests.strategies.jobs import CLEAR, JOB, OPEN, PLAIN, SIGNED, Recorder, model_bytes, run_job
 
