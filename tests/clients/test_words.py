@@ -16,7 +16,7 @@ SECRET = "Ada Lovelace, 36"
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError(SECRET), OSError(28, SECRET, "/home/ada/x"), KeyError(SECRET), RecursionError()],
+    [ValueError(SECRET), OSError(28, SECRET, "/people/ada/x"), KeyError(SECRET), RecursionError()],
 )
 def test_of_an_exception_of_anybody_only_the_class_is_told(error):
     with pytest.raises(DeviceFailedError) as told, kept_here("the app", {}):
@@ -32,10 +32,10 @@ def test_a_text_of_ours_is_told_as_it_is():
 
 
 def test_the_paths_in_a_text_of_ours_are_not():
-    settings = {"journal": "/home/ada lovelace/state/answered", "partition-id": 3}
+    settings = {"journal": "/people/ada lovelace/state/answered", "partition-id": 3}
     with pytest.raises(ConfigurationError) as told, kept_here("the device", settings):
         raise ConfigurationError(
-            "/home/ada lovelace/state/answered: no room; /home/ada lovelace/state/.new, ~/x.key"
+            "/people/ada lovelace/state/answered: no room; /people/ada lovelace/state/.new, ~/x.key"
         )
     assert str(told.value) == f"{HIDDEN}: no room; {HIDDEN}, {HIDDEN}"
 
