@@ -53,7 +53,7 @@ def without_paths(text: str, settings: Mapping[str, object]) -> str:
     """Return a text without the paths of this device.
 
     Example:
-        >>> without_paths("/people/ann b/state/.kept is full", {"journal": "/people/ann b/state/kept"})
+        >>> without_paths("/a b/state/.kept is full", {"journal": "/a b/state/kept"})
         '(a path of the device) is full'
         >>> without_paths("no room in /var/lib/x, 3 and/or 4", {})
         'no room in (a path of the device), 3 and/or 4'

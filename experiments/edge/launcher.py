@@ -9,8 +9,9 @@ imports an app, starts no thread, and reads nothing that comes from the network.
 
 The app's process is ended some time after its last message, and with it torch and the
 model: an idle board holds Flower's client and no more. A SuperNode that ended is started
-again, after a pause that doubles; one that the SuperLink refuses is an error that somebody
-has to look at.
+again, after a pause that doubles, and finds the app as it was: a link that comes and goes
+does not cost its imports. One that the SuperLink refuses is an error that somebody has to
+look at.
 """
 
 from __future__ import annotations
@@ -126,10 +127,10 @@ class Launcher:
         self._stopping = True
 
     def _start_supernode(self) -> None:
-        self._end_zygote()
         gc.collect()
         gc.freeze()  # so that no collection in a child copies what all share
-        self._supernode = fork(partial(self.node, self.settings), self._log)
+        others = [] if self._zygote is None else [self._zygote.link]
+        self._supernode = fork(partial(self.node, self.settings), self._log, others)
         self._selector.register(self._supernode.link, selectors.EVENT_READ)
 
     def _hear(self, link: object) -> int | None:
@@ -162,7 +163,8 @@ class Launcher:
         self._selector.unregister(supernode.link)
         status = supernode.reap()
         self._supernode = None
-        self._end_zygote()
+        if self._task is not None:  # nobody is left to take its answer
+            self._end_zygote()
         if status == REFUSED:
             self.tell(f"error: supernode ended with status {status}: {self._tail()}")
             return 1

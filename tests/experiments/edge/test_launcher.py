@@ -10,7 +10,7 @@ import pytest
 
 from experiments.edge.launcher import Launcher
 from experiments.edge.node import REFUSED
-from experiments.edge.parcels import Connected, Ended, read, receive, send, write
+from experiments.edge.parcels import Connected, Ended, Task, new_file, read, receive, send, write
 from tests.experiments.edge.boards import APP, OTHER_APP, ask, settings
 
 
@@ -22,6 +22,8 @@ def stamp(app, link, say):
         (asked,) = read(request)
         if asked == b"die":
             os._exit(7)
+        if asked == b"wait":
+            threading.Event().wait()
         write(reply, [app.path.encode(), str(os.getpid()).encode()])
         send(link, Ended(task.number, 0))
     return 0
@@ -112,6 +114,40 @@ def test_a_node_that_is_killed_is_started_again(board, tmp_path):
         *["supernode ended with status -9"] * 2,
         "error",
     ]
+
+
+def test_an_app_that_is_loaded_outlives_a_node_that_lost_its_link(board, tmp_path):
+    clock, pids = itertools.count(0, 2), tmp_path / "pids"
+
+    def node(_, link):
+        with pids.open("ab") as file:
+            file.write(ask(link, [b""], 1)[1][1] + b" ")
+        if len(pids.read_bytes().split()) < 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return REFUSED
+
+    assert board(node, lambda: float(next(clock)))[0] == 1
+    assert len(set(pids.read_bytes().split())) == 1
+
+
+def test_a_task_whose_node_died_is_given_up_with_the_process_that_works_on_it(board, tmp_path):
+    clock, pids = itertools.count(0, 2), tmp_path / "pids"
+
+    def node(_, link):
+        with pids.open("ab") as file:
+            file.write(ask(link, [b""], 1)[1][1] + b" ")
+        if len(pids.read_bytes().split()) < 2:
+            request, reply = new_file(), new_file()
+            write(request, [b"wait"])
+            send(link, Task(2, APP), (request, reply))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return REFUSED
+
+    assert board(node, lambda: float(next(clock)))[0] == 1
+    before, after = pids.read_bytes().split()
+    assert before != after
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(before), 0)
 
 
 def test_a_node_that_is_refused_ends_the_board_with_the_reason(board):
