@@ -31,6 +31,10 @@ from fedcore.engine.flower_private import ErrorCode
 from strategies.stragglers import Stragglers
 
 POLL_SECONDS = 0.1
+LONGEST_POLL_SECONDS = 1.0
+_OF_THE_WAIT = 0.05
+"""A network is asked less often the longer it takes: each question costs a SuperLink as much as
+part of an answer does, and a reply that took a minute may be found a second late."""
 AT_ONCE = 16
 """Replies that are taken from a network in one go, and so held at a time, at most."""
 RETRY_AT_ONCE = (0.0,)
@@ -105,7 +109,7 @@ def exchange(
                 grace, asking.deadline = False, asking.time_again()
                 enough = _never
             if not found:
-                clock.sleep(POLL_SECONDS)
+                clock.sleep(asking.pause())
     finally:
         late.leave(
             {
@@ -137,6 +141,14 @@ class _Asking:
     def time_again(self) -> float:
         """Return the deadline if waiting takes as long again as it did up to now."""
         return min(self.deadline, 2 * self.clock.now() - self.began)
+
+    def pause(self) -> float:
+        """Return how long to wait before the next look; nothing that is due is passed."""
+        now = self.clock.now()
+        waited = now - self.began if self.eager else 0.0
+        seconds = min(_OF_THE_WAIT * waited, LONGEST_POLL_SECONDS)
+        due = min([self.deadline, *self.waiting.values()])
+        return max(POLL_SECONDS, min(seconds, due - now))
 
     def replies(self, late: Stragglers) -> Iterator[tuple[bool, Message]]:
         """Yield what has come, and whether more of it is made only on demand."""

@@ -1,5 +1,6 @@
 """Nodes that never answer: a stage ends at its deadline, on a clock that costs nothing."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ from flwr.app import Message, RecordDict
 
 from fedcore.engine import InProcessGrid, VirtualClock
 from fedcore.pipeline import NoSecAgg
-from strategies.exchange import POLL_SECONDS, exchange
+from strategies.exchange import LONGEST_POLL_SECONDS, POLL_SECONDS, exchange
 from tests.strategies.federation import (
     EVERY,
     EVERY_STAGE,
@@ -119,6 +120,35 @@ def test_an_exchange_maps_an_error_to_the_node_that_it_is_about():
     assert replies["ghost"].has_error()
     assert replies["ghost"].metadata.src_node_id == 1
     assert replies[1000].has_content()
+
+
+class NetworkedGrid(SilentGrid):
+    """Hands over what has come as a list, as a grid over a network does, and notes when."""
+
+    def __init__(self, grid, silent, clock):
+        super().__init__(grid, silent, clock)
+        self.clock, self.asked_at = clock, []
+
+    def pull_messages(self, message_ids):
+        self.asked_at.append(self.clock.now())
+        return list(super().pull_messages(message_ids))
+
+
+def test_a_network_is_asked_less_often_the_longer_it_takes():
+    clock = VirtualClock()
+    with InProcessGrid(plain_app(), [{}] * 2, {}) as inner:
+        grid = NetworkedGrid(inner, lambda message: message.metadata.dst_node_id == 1001, clock)
+        replies = exchange(grid, questions(grid), seconds=60.0, clock=clock)
+        assert [key for key, _ in replies] == [1000]
+    pauses = [b - a for a, b in itertools.pairwise(grid.asked_at)]
+    assert pauses[:2] == pytest.approx([0.0, POLL_SECONDS])  # there was something, then nothing
+    assert max(pauses) <= LONGEST_POLL_SECONDS + 1e-9
+    assert all(
+        pause <= max(POLL_SECONDS, 0.05 * at) + 1e-9
+        for at, pause in zip(grid.asked_at, pauses, strict=False)
+    )
+    assert len(pauses) < 150  # every tenth of a second it would be 600
+    assert clock.now() == pytest.approx(60.0, abs=2 * POLL_SECONDS)
 
 
 def test_an_exchange_of_nothing_is_over_at_once():
