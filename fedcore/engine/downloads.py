@@ -9,7 +9,7 @@ behind it, past every deadline, and one device is enough to spoil a round for al
                           returns what is whole by now; the rest comes with a later call
 
 How much is held at a time stays bounded: nothing more is asked for while as many downloads
-are going on. One that has stalled holds next to nothing, and counts no more.
+are going on. One that has stalled counts no more: each holds its own reply at most.
 """
 
 from __future__ import annotations
