@@ -33,7 +33,7 @@ from fedcore.job import Job, Preflight, check
 from fedcore.pipeline import model_digest
 from fedcore.training import Evaluation, one_thread
 from strategies.exchange import RETRY_WITH_PATIENCE
-from strategies.progress import Progress
+from strategies.progress import Progress, Resumed
 from strategies.server_app import build_server_app
 from strategies.surroundings import coordinator_entropy
 
@@ -51,6 +51,11 @@ class DeployedRecorder(Recorder):
         """Open the files; say on the log that devices were found."""
         super().started(job, preflight, initial)
         print(f"{job.name}: {job.clients} devices found", flush=True)
+
+    def resumed(self, run: Resumed) -> None:
+        """Write the model, too: the file may be of a round that is lost with its checkpoint."""
+        write_model(self._model, run.arrays)
+        super().resumed(run)
 
     def round_finished(self, progress: Progress) -> None:
         """Write the model before the line that says that the round is over."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.chaos.faults import ORDERS, Fault, Undo, begin, draw
+from tests.chaos.faults import DAMAGED_CHECKPOINT, ORDERS, Fault, Undo, begin, draw
 from tests.chaos.federation import Federation, Run, Tail
 from tests.chaos.invariants import TRACE, evidence_in, violations
 
@@ -62,6 +62,7 @@ class Campaign:
     _planned: list[Fault] = field(default_factory=list)
     _due: list[tuple[float, Fault]] = field(default_factory=list)
     _releases: list[Any] = field(default_factory=list)
+    _rolled_back: bool = False
 
     def hold(self, number: int, rounds: int, deadline: float) -> None:
         """Hold one run; add to the figures, and to what was broken.
@@ -75,7 +76,7 @@ class Campaign:
         output = federation.folder / f"run-{number}"
         run = Run(federation, output, overrides(federation.devices, rounds, federation.seed))
         tails = Tail(output / TRACE), Tail(output / "metrics.jsonl")
-        self._releases = []
+        self._releases, self._rolled_back = [], False
         with ExitStack() as stack:
             stack.callback(run.stop)  # also where somebody stops the campaign
             self._watch(run, number, tails, deadline)
@@ -128,6 +129,7 @@ class Campaign:
 
     def _begin(self, run: Run, fault: Fault) -> None:
         self.done[fault.kind] += 1
+        self._rolled_back |= fault.kind == DAMAGED_CHECKPOINT
         self._write({"event": "begin", **asdict(fault)})
         undo = begin(self.federation, run, fault)
         self._open.append((time.monotonic() + fault.seconds, fault, undo))
@@ -171,7 +173,8 @@ class Campaign:
             self._note_broken(f"run {number} ended with status {run.ended}: {_last(run)}")
         run.stop()
         try:
-            found = evidence_in(run.output, self.federation.numbers())
+            numbers = self.federation.numbers()
+            found = evidence_in(run.output, numbers, rolled_back=self._rolled_back)
         except OSError as error:
             self._note_broken(f"run {number} left no evidence: {error}")
             return

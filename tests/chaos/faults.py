@@ -50,6 +50,9 @@ class Fault:
     seconds: float
 
 
+DAMAGED_CHECKPOINT = "damaged checkpoint"
+
+
 def nothing() -> str:
     return ""
 
@@ -155,10 +158,16 @@ def damage_journal(federation: Federation, run: Run, fault: Fault) -> Undo:
 
 def damage_checkpoint(federation: Federation, run: Run, fault: Fault) -> Undo:
     kill_server_app(federation, run, fault)
-    kept = sorted((run.output / "checkpoint").glob("*.checkpoint"))
+    cut_newest_checkpoint(run.output / "checkpoint")
+    return nothing
+
+
+def cut_newest_checkpoint(folder: Path) -> bool:
+    """Damage the newer one of two checkpoints; tell whether there were two."""
+    kept = sorted(folder.glob("*.checkpoint"))
     if len(kept) > 1:
         kept[-1].write_bytes(kept[-1].read_bytes()[:-7])
-    return nothing
+    return len(kept) > 1
 
 
 def set_clock(seconds: float) -> Callable[[Federation, Run, Fault], Undo]:
@@ -282,7 +291,7 @@ KINDS: dict[str, tuple[int, Callable[[Federation, Run, Fault], Undo]]] = {
     "kill submit": (1, kill_submit),
     "kill nginx": (2, kill_nginx),
     "full disk of coordinator": (1, fill_coordinator_disk),
-    "damaged checkpoint": (1, damage_checkpoint),
+    DAMAGED_CHECKPOINT: (1, damage_checkpoint),
     "unknown node": (1, _intruding(admitted_elsewhere=False)),
     "foreign certificate": (1, _intruding(admitted_elsewhere=True)),
 }

@@ -47,6 +47,8 @@ class Evidence:
         over: Whether the run ended by itself, with all its rounds.
         numbers: Of devices by their labels, where those are no numbers of devices: a node that
             is slow to say who it is goes by its node id.
+        rolled_back: Whether its newest checkpoint was damaged. It goes on from the one before, and
+            what was held since is told as lost: later rounds had begun with those models.
     """
 
     job: Job
@@ -56,6 +58,7 @@ class Evidence:
     model: Arrays
     over: bool = True
     numbers: Mapping[str, int] = field(default_factory=dict)
+    rolled_back: bool = False
 
     def numbered(self, labels: Iterable[str]) -> list[int]:
         """Return the numbers of devices, in order."""
@@ -98,7 +101,7 @@ class Attempt:
         return RoundPlan.from_bytes(bytes.fromhex(next(iter(self.plans))))
 
 
-def evidence_in(folder: Path, numbers: Mapping[str, int]) -> Evidence:
+def evidence_in(folder: Path, numbers: Mapping[str, int], *, rolled_back: bool = False) -> Evidence:
     """Return what a deployed run left in its folder."""
     with np.load(folder / "model.npz") as file:
         model = {name: file[name] for name in file.files}
@@ -114,6 +117,7 @@ def evidence_in(folder: Path, numbers: Mapping[str, int]) -> Evidence:
         and found["completed_rounds"] == found.get("rounds")
         and not found["stopped"],
         numbers=numbers,
+        rolled_back=rolled_back,
     )
 
 
@@ -240,15 +244,20 @@ def _one_sum(evidence: Evidence, attempts: dict[Step, Attempt]) -> Iterator[str]
     if any(len(attempt.plans) != 1 for attempt in attempts.values()):
         return  # which is told already, and leaves nothing to compare with
     model = initial_model(evidence.job)
+    undone: Arrays | None = None
     for line in evidence.rounds:
-        number = line["round"]
+        number, lost = line["round"], evidence.rolled_back and LOST in line["aborted"]
         steps = [step for step in attempts if step[0] == number]
+        models = [model, undone] if lost and undone is not None else [model]
+        begun = model
         for step in steps:
-            plan = attempts[step].plan
-            if plan.model_digest != model_digest(model):
+            found = _begun_with(attempts[step], models)
+            if found is None:
                 yield f"round {number}, attempt {step[1]} began with another model"
                 return
+            begun = found
         if not line["survivors"]:
+            undone = _sum_of(evidence, attempts[steps[-1]], begun) if lost and steps else undone
             continue
         if not steps:
             yield f"round {number} has a sum that nobody was asked for"
@@ -256,7 +265,20 @@ def _one_sum(evidence: Evidence, attempts: dict[Step, Attempt]) -> Iterator[str]
         last = attempts[steps[-1]]
         if len(last.survivors) != line["survivors"]:
             yield f"round {number}: {line['survivors']} survivors told, {len(last.survivors)} asked"
-        survivors = evidence.numbered(last.survivors)
-        model = model_after(evidence.job, last.plan, model, survivors)
+        model = _sum_of(evidence, last, model) or model
     if model_digest(model) != model_digest(evidence.model):
         yield "the last model is not the sum of its survivors"
+
+
+def _begun_with(attempt: Attempt, models: Iterable[Arrays]) -> Arrays | None:
+    """Return which of these models an attempt began with; None if with none of them."""
+    digest = attempt.plan.model_digest
+    return next((model for model in models if model_digest(model) == digest), None)
+
+
+def _sum_of(evidence: Evidence, attempt: Attempt, model: Arrays) -> Arrays | None:
+    """Return the model that an attempt made of `model`; None if it never came to a sum."""
+    if not attempt.revealed:
+        return None
+    survivors = evidence.numbered(attempt.survivors)
+    return model_after(evidence.job, attempt.plan, model, survivors)

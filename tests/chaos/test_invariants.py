@@ -10,6 +10,7 @@ import pytest
 from fedcore.privacy import PrivacyLedger
 from strategies.checkpoints import LOST
 from tests.chaos import virtual
+from tests.chaos.expected import initial_model, model_after
 from tests.chaos.invariants import attempts_of, violations
 
 
@@ -62,6 +63,40 @@ def test_a_survivor_who_is_not_in_the_sum_is_noticed(evidence):
 def survivors_of(evidence, number):
     attempts = attempts_of(evidence)
     return attempts[max(step for step in attempts if step[0] == number)].survivors
+
+
+def rolled_back(evidence):
+    """The same run, had the checkpoint with its last sum been damaged afterwards."""
+    first, second = [line["round"] for line in evidence.rounds if line["survivors"]][-2:]
+    rounds = copy.deepcopy(list(evidence.rounds))
+    for line in rounds[second - 1 :]:
+        line |= {"survivors": 0, "aborted": [LOST]}
+    model, attempts = initial_model(evidence.job), attempts_of(evidence)
+    for line in rounds[:first]:
+        if line["survivors"]:
+            last = attempts[max(step for step in attempts if step[0] == line["round"])]
+            survivors = evidence.numbered(last.survivors)
+            model = model_after(evidence.job, last.plan, model, survivors)
+    return replace(evidence, rounds=rounds, model=model)
+
+
+def test_a_damaged_checkpoint_takes_rounds_back_and_nothing_else_may(evidence):
+    found = rolled_back(evidence)
+    assert violations(replace(found, rolled_back=True)) == []
+    assert "the last model is not the sum of its survivors" in violations(
+        replace(found, rolled_back=True, model=evidence.model)
+    )
+    with_sum = replace(found, rolled_back=True, rounds=evidence.rounds)
+    assert "the last model is not the sum of its survivors" in violations(with_sum)
+
+
+def test_without_a_damaged_checkpoint_no_round_begins_with_a_lost_model(evidence):
+    lost = evidence.rounds[0]["round"]
+    rounds = copy.deepcopy(list(evidence.rounds))
+    rounds[lost - 1] |= {"survivors": 0, "aborted": [LOST]}
+    text = "began with another model"
+    assert any(text in found for found in tampered(evidence, rounds=rounds))
+    assert any(text in found for found in tampered(evidence, rounds=rounds, rolled_back=True))
 
 
 def test_a_lost_ledger_entry_and_one_too_many_are_noticed(evidence):

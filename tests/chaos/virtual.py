@@ -32,6 +32,7 @@ from fedcore.training import LocalTraining
 from strategies.checkpoints import CheckpointFolder, Checkpoints
 from strategies.server_app import build_server_app
 from strategies.surroundings import coordinator_entropy
+from tests.chaos.faults import DAMAGED_CHECKPOINT, cut_newest_checkpoint
 from tests.chaos.invariants import Evidence, violations
 from tests.chaos.traced import ON_REPLIES, ON_REQUESTS, REPLAY, TracingGrid
 
@@ -124,6 +125,7 @@ class Weather:
                 else:
                     self._orders[where] = self._random.choice(SMALL_ORDERS)
         self._deaths = self._random.choice((0, 0, 1, 2))
+        self._damages = self._random.random() < 0.25
         self._until_death = self._random.randrange(40, 400)
 
     def _node(self, job: Job) -> int:
@@ -150,6 +152,16 @@ class Weather:
         self._losses[facts] = (what, left - 1)
         self.done[f"lost {what}"] += 1
         return Fault.DROPPED if what == "request" else Fault.LOST_REPLY
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether a checkpoint was damaged."""
+        return self.done[DAMAGED_CHECKPOINT] > 0
+
+    def damage(self, folder: Path) -> None:
+        """Damage the newest checkpoint of a coordinator that died, in some runs."""
+        if self._damages and cut_newest_checkpoint(folder):
+            self.done[DAMAGED_CHECKPOINT] += 1
 
     def alive(self) -> None:
         """Die, if it is time."""
@@ -209,10 +221,13 @@ def play(seed: str, folder: Path, *, signed: bool = True) -> tuple[list[str], Ev
                     server(traced, Context(1, SUPERLINK_NODE_ID, {}, RecordDict(), config))
                     if not observer.stopped_for:
                         break
+                weather.damage(folder / "checkpoint")
     finally:
         Checkpoints.note = noting  # type: ignore[method-assign]
     ledger = observer.ledger or PrivacyLedger(delta=1e-5)
-    found = Evidence(job, trace, observer.rounds, ledger, observer.model)
+    found = Evidence(
+        job, trace, observer.rounds, ledger, observer.model, rolled_back=weather.rolled_back
+    )
     return violations(found), found, weather
 
 

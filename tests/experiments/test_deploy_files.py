@@ -39,6 +39,8 @@ from fedcore.crypto import ReplayedEntropy, SystemEntropy
 from fedcore.errors import ConfigurationError
 from fedcore.job import Job
 from fedcore.keyfiles import load_authority, load_identity
+from fedcore.privacy import PrivacyLedger
+from strategies.progress import Resumed
 
 ROOT = Path(deploy.__file__).parents[1]
 NOW = 1_800_000_000
@@ -331,6 +333,15 @@ def test_equal_models_are_equal_files(tmp_path):
         assert {name: found[name].tolist() for name in found} == {
             name: array.tolist() for name, array in arrays.items()
         }
+
+
+def test_a_run_that_goes_on_has_the_model_that_it_goes_on_from(tmp_path):
+    kept = {"w": np.arange(6.0, dtype=np.float32)}
+    write_model(tmp_path / "model.npz", {"w": np.ones(6, np.float32)})  # of a round that is lost
+    recorder = DeployedRecorder(tmp_path)
+    recorder.resumed(Resumed((), kept, None, PrivacyLedger(delta=1e-5), None))
+    with np.load(tmp_path / "model.npz") as found:
+        np.testing.assert_array_equal(found["w"], kept["w"])
 
 
 def test_a_finished_run_has_all_rounds(tmp_path):
