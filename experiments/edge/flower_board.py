@@ -185,6 +185,11 @@ def node_key(data: bytes) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurveP
     return key, key.public_key()
 
 
+_FIRST_BACKOFF_SECONDS: Final = 0.05
+"""Doubles. A message is announced some milliseconds before its parts are there; Flower's first
+pause is a second."""
+
+
 @dataclass(frozen=True, slots=True)
 class Received:
     """A message as it came, and where it belongs.
@@ -230,7 +235,11 @@ class Connection:
             self.runs.clear()
             self.runs[run_id] = get_run(run_id)
         ids = [part.object_id for part in iterate_object_tree(tree)]
-        objects = pull_objects(ids, lambda object_id: pull_object(run_id, object_id))
+        objects = pull_objects(
+            ids,
+            lambda object_id: pull_object(run_id, object_id),
+            initial_backoff=_FIRST_BACKOFF_SECONDS,
+        )
         confirm(run_id, message.metadata.message_id)
         parts = (
             message_to_proto(message).SerializeToString(),

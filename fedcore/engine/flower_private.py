@@ -146,6 +146,11 @@ def is_networked(grid: Grid) -> bool:
     return module is not None and isinstance(grid, module.HttpGrid)
 
 
+_SOON = (0.02, 0.04, 0.08, 0.16, 0.32)
+"""Seconds until a part of an announced reply is asked for again; after that Flower waits a second,
+then more. Most parts arrive some milliseconds after their announcement."""
+
+
 class _Announcements:
     """A grid's client that keeps what is announced, and tells the grid of one reply or of none.
 
@@ -171,10 +176,15 @@ class _Announcements:
         return PullAppMessagesResponse()
 
     def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:  # noqa: N802
-        if self.closed.is_set():
-            msg = "nobody waits for this reply any more"
-            raise ConnectionAbortedError(msg)
-        return cast("PullObjectResponse", self.client.PullObject(request))
+        for pause in _SOON:
+            if self.closed.is_set():
+                msg = "nobody waits for this reply any more"
+                raise ConnectionAbortedError(msg)
+            response: PullObjectResponse = self.client.PullObject(request)
+            if response.object_available or not response.object_found:
+                break
+            self.closed.wait(pause)
+        return response
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.client, name)

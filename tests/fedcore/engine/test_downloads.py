@@ -36,6 +36,7 @@ class SuperLink:
     def __init__(self):
         self.objects, self.announced, self.owner = {}, {}, {}
         self.missing, self.spoiled, self.away = set(), set(), set()
+        self.late = {}
         self.confirmed, self.asked = [], []
 
     def announce(self, asked, value):
@@ -58,6 +59,9 @@ class SuperLink:
 
     def PullObject(self, request):  # noqa: N802
         owner = self.owner[request.object_id]
+        if owner in self.late:
+            self.late[owner] -= 1
+            self.missing -= {owner} if self.late[owner] == 0 else set()
         if owner in self.away:
             raise httpx.ConnectError("away")
         content = b"" if owner in self.missing else self.objects[request.object_id]
@@ -149,6 +153,18 @@ def test_nobody_waits_for_a_device_that_announced_and_died(link, grid):
     link.missing = set()  # its link is back, and it finishes its upload
     (late,) = pull_all(grid, ids([dead])).values()
     assert value(late) == 0
+
+
+def test_what_is_uploaded_just_after_its_announcement_is_there_at_once(link, grid, monkeypatch):
+    message = asked(0)
+    link.announce(message, 8)
+    link.missing, link.late = ids([message]), dict.fromkeys(ids([message]), 5)
+    monkeypatch.setattr(downloads, "PROMPT_SECONDS", 60.0)
+    backoffs = []  # Flower draws the length of each; its first one is a second
+    monkeypatch.setattr("random.uniform", lambda low, high: backoffs.append(high) or low)
+    (reply,) = grid.pull_messages(ids([message]))
+    assert value(reply) == 8
+    assert not backoffs
 
 
 def test_an_announced_reply_is_asked_for_once(link, grid):
