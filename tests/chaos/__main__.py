@@ -32,7 +32,7 @@ def say(text: str) -> None:
 
 def real(options: argparse.Namespace, folder: Path) -> Campaign:
     """Hold the real rounds."""
-    federation = Federation(folder, options.devices, options.seed)
+    federation = Federation(folder, options.devices, options.seed, in_memory=options.in_memory)
     campaign = Campaign(federation, Random(options.seed), say, folder / "chaos.jsonl")
     end = time.monotonic() + 60 * options.minutes
     try:
@@ -59,6 +59,11 @@ def main() -> int:
     parser.add_argument("--virtual", type=int, default=400, help="in process (%(default)s)")
     parser.add_argument("--seed", type=int, default=7, help="of all faults (%(default)s)")
     parser.add_argument("--devices", type=int, default=5, help="at least 5 (%(default)s)")
+    parser.add_argument(
+        "--in-memory",
+        action="store_true",
+        help="a SuperLink without a database, as its command has",
+    )
     parser.add_argument("--minutes", type=float, default=240.0, help="at most (%(default)s)")
     parser.add_argument("--out", type=Path, help="new folder for logs and chaos.jsonl")
     options = parser.parse_args()
@@ -77,6 +82,7 @@ def main() -> int:
     broken = [*played["broken"], *([] if held is None else held.broken)]
     summary = {
         "seed": options.seed,
+        "database": not options.in_memory,
         "real_rounds": 0 if held is None else held.rounds,
         "real_rounds_completed": 0 if held is None else held.completed,
         "real_faults": {} if held is None else dict(sorted(held.done.items())),

@@ -25,6 +25,8 @@ from tests.chaos.traced import ON_REPLIES, ON_REQUESTS, REPLAY
 
 SKEWED = Path(__file__).parent / "skewed"
 SKEW = "CHAOS_SKEW_SECONDS"
+SHORT, LONG = (2.0, 8.0), (40.0, 50.0)
+"""Seconds of an outage: most end within a stage, one of ten is longer than any stage waits."""
 Undo = Callable[[], str]
 """Ends a fault; returns what was wrong about how it was met, or nothing."""
 
@@ -313,7 +315,7 @@ def draw(random: Random, round_number: int, devices: int) -> list[Fault]:
                 round_number,
                 stage,
                 random.uniform(0.0, 4.0),
-                random.uniform(3.0, 15.0),
+                random.uniform(*(LONG if random.random() < 0.1 else SHORT)),
             )
         )
     return found

@@ -121,14 +121,18 @@ class Federation:
         folder: New; holds keys, states and logs.
         devices: How many.
         seed: Devices rehearse with it, and wires are damaged by it.
+        in_memory: Whether the SuperLink keeps nothing on the disk: killed, it has forgotten the
+            run, and admits all devices anew.
     """
 
     folder: Path
     devices: int
     seed: int
+    in_memory: bool = False
     parties: dict[str, Party] = field(default_factory=dict)
     wires: list[Wire] = field(default_factory=list)
     nginx: bool = True
+    _numbers: dict[str, int] = field(default_factory=dict)
 
     def start(self, seconds: float = 240.0) -> None:
         """Make all keys, start all parties, and wait until all devices are online.
@@ -146,6 +150,7 @@ class Federation:
         self._add(
             "superlink",
             *("superlink", *self.coordinator, "--public-port", self.public),
+            *(["--in-memory"] if self.in_memory else []),
         )
         self.parties["superlink"].keep_up()
         self._wait((self.state / "nginx.conf").exists, seconds)
@@ -207,13 +212,16 @@ class Federation:
         return int(first) if first.isdecimal() else 0
 
     def numbers(self) -> dict[str, int]:
-        """Return the number of each device by its node id, as the SuperLink gave them."""
-        admitted = json.loads((self.state / "admitted.json").read_text())
-        names = sorted(admitted.values())
-        return {node_id: names.index(name) for node_id, name in admitted.items()}
+        """Return the number of each device by every node id that a SuperLink ever gave it."""
+        with suppress(OSError, ValueError):  # it is just being written
+            admitted = json.loads((self.state / "admitted.json").read_text())
+            for node_id, name in admitted.items():
+                self._numbers[node_id] = int(name.rpartition("-")[2]) - 1
+        return self._numbers
 
     def keep_up(self) -> None:
         """Start whatever ended."""
+        self.numbers()
         for party in self.parties.values():
             party.keep_up()
 
