@@ -80,6 +80,9 @@ __all__ = [
 ]
 
 VERSION: Final = "1.41."
+_FIRST_BACKOFF_SECONDS: Final = 0.05
+"""Doubles. A message is announced some milliseconds before its parts are there; Flower's first
+pause is a second."""
 PINS: Final[Mapping[str, tuple[Callable[..., Any], tuple[str, ...]]]] = {
     "http_request_response": (
         http_request_response,
@@ -183,11 +186,6 @@ def node_key(data: bytes) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurveP
         msg = "the node's key must be one of an elliptic curve in OpenSSH's format: create it anew"
         raise ConfigurationError(msg)
     return key, key.public_key()
-
-
-_FIRST_BACKOFF_SECONDS: Final = 0.05
-"""Doubles. A message is announced some milliseconds before its parts are there; Flower's first
-pause is a second."""
 
 
 @dataclass(frozen=True, slots=True)

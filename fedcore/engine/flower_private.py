@@ -62,6 +62,10 @@ __all__ = [
     "unpack_records",
 ]
 
+_SOON = (0.02, 0.04, 0.08, 0.16, 0.32)
+"""Seconds until a part of an announced reply is asked for again; after that Flower waits a second,
+then more. Most parts arrive some milliseconds after their announcement."""
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -144,11 +148,6 @@ def is_networked(grid: Grid) -> bool:
     """Return whether a grid is Flower's, to a SuperLink."""
     module = sys.modules.get("flwr.superlink.grid.http_grid")
     return module is not None and isinstance(grid, module.HttpGrid)
-
-
-_SOON = (0.02, 0.04, 0.08, 0.16, 0.32)
-"""Seconds until a part of an announced reply is asked for again; after that Flower waits a second,
-then more. Most parts arrive some milliseconds after their announcement."""
 
 
 class _Announcements:
